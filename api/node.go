@@ -1,0 +1,231 @@
+package api
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"atoll/internal/errs"
+)
+
+// KindNode is a host of the pool.
+const KindNode Kind = "Node"
+
+// Node is a host. Its spec is the operator's, its status the agent's.
+type Node struct {
+	Head
+	Spec   NodeSpec   `json:"spec"`
+	Status NodeStatus `json:"status,omitzero"`
+}
+
+// NodeSpec is what the operator decides about a host.
+type NodeSpec struct {
+	Cordoned bool      `json:"cordoned,omitempty" doc:"nothing new is placed here; what runs stays"`
+	Taints   []Taint   `json:"taints,omitempty" doc:"keep away what does not tolerate them"`
+	Reserve  Resources `json:"reserve,omitempty" doc:"kept for the host itself" default:"cpu 200m, memory 1Gi (at most a tenth of the host)"`
+	Zone     string    `json:"zone,omitempty" doc:"failure domain" example:"room-a"`
+	Rack     string    `json:"rack,omitempty" doc:"failure domain inside the zone" example:"r12"`
+}
+
+// Taint keeps instances away that do not tolerate it.
+type Taint struct {
+	Key    string `json:"key" doc:"name" example:"gpu"`
+	Value  string `json:"value,omitempty" doc:"value" example:"only"`
+	Effect string `json:"effect" doc:"NoSchedule: nothing new; NoExecute: what runs must go, too" enum:"NoSchedule|NoExecute"`
+}
+
+func (t Taint) String() string {
+	s := t.Key
+	if t.Value != "" {
+		s += "=" + t.Value
+	}
+	return s + ":" + t.Effect
+}
+
+// NodeStatus is what the agent found and measured.
+type NodeStatus struct {
+	Capacity    Resources    `json:"capacity,omitempty" doc:"what the host has"`
+	Allocatable Resources    `json:"allocatable,omitempty" doc:"capacity less the reserve"`
+	Conditions  []Condition  `json:"conditions,omitempty" doc:"Ready, and one for everything this host cannot enforce"`
+	Drivers     []Capability `json:"drivers,omitempty" doc:"what its drivers can do"`
+	Addresses   []string     `json:"addresses,omitempty" doc:"addresses of the host"`
+	OS          string       `json:"os,omitempty" doc:"distribution"`
+	Kernel      string       `json:"kernel,omitempty" doc:"kernel release"`
+	Arch        string       `json:"arch,omitempty" doc:"CPU architecture" example:"amd64"`
+	Version     string       `json:"version,omitempty" doc:"version of the agent"`
+	BootID      string       `json:"bootId,omitempty" doc:"changes with every boot of the host"`
+	Images      []string     `json:"images,omitempty" doc:"digests of the images that are here"`
+}
+
+// Capability is one driver of a node and what it can do.
+type Capability struct {
+	Type     string            `json:"type" doc:"runtime, storage or network" enum:"runtime|storage|network"`
+	Name     string            `json:"name" doc:"name of the driver" example:"container"`
+	Version  string            `json:"version,omitempty" doc:"version of what does the work" example:"crun 1.8.1"`
+	Features map[string]string `json:"features,omitempty" doc:"abilities and limits" example:"{userns: idmapped}"`
+}
+
+// Ready reports whether the node's agent said it can run things.
+func (n *Node) Ready() bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == "Ready" {
+			return c.Status
+		}
+	}
+	return false
+}
+
+// Validate checks the taints.
+func (n *Node) Validate() []errs.Field {
+	var f []errs.Field
+	for i, t := range n.Spec.Taints {
+		path := fmt.Sprintf("spec.taints[%d]", i)
+		if !labelKeyRE.MatchString(t.Key) {
+			f = append(f, errs.Field{Field: path + ".key", Value: clip(t.Key), Rule: "must be a label key", Example: "gpu"})
+		}
+		f = append(f, oneOf(path+".effect", t.Effect, []string{"NoSchedule", "NoExecute"})...)
+	}
+	for field, v := range map[string]string{"spec.zone": n.Spec.Zone, "spec.rack": n.Spec.Rack} {
+		if v != "" && !ValidName(v) {
+			f = append(f, errs.Field{Field: field, Value: clip(v), Rule: nameRule, Example: "room-a"})
+		}
+	}
+	return f
+}
+
+func nodeDefinition() *Definition {
+	return &Definition{
+		Kind: KindNode, Plural: "nodes", Aliases: []string{"no", "host", "hosts"},
+		Doc: "A host of the pool.",
+		New: func() Object { return &Node{Head: Head{K: KindNode}} },
+		Columns: []Column{
+			{Name: "NAME", Value: nameColumn},
+			{Name: "STATE", Value: func(o Object, _ time.Time) string {
+				n := o.(*Node)
+				s := "not ready"
+				if n.Ready() {
+					s = "ready"
+				}
+				if n.Spec.Cordoned {
+					s += ",cordoned"
+				}
+				return s
+			}},
+			{Name: "CPU", Value: func(o Object, _ time.Time) string { return HumanQuantity(CPU, o.(*Node).Status.Capacity[CPU]) }},
+			{Name: "MEMORY", Value: func(o Object, _ time.Time) string { return HumanQuantity(Memory, o.(*Node).Status.Capacity[Memory]) }},
+			{Name: "RUNTIMES", Value: func(o Object, _ time.Time) string { return driversColumn(o.(*Node), "runtime") }},
+			{Name: "ZONE", Wide: true, Value: func(o Object, _ time.Time) string { return dash(o.(*Node).Spec.Zone) }},
+			{Name: "KERNEL", Wide: true, Value: func(o Object, _ time.Time) string { return o.(*Node).Status.Kernel }},
+			{Name: "WARNINGS", Wide: true, Value: func(o Object, _ time.Time) string {
+				var out []string
+				for _, c := range o.(*Node).Status.Conditions {
+					if !c.Status {
+						out = append(out, c.Type)
+					}
+				}
+				return dash(strings.Join(out, ","))
+			}},
+			{Name: "AGE", Value: ageColumn},
+		},
+		Fields: map[string]func(Object) string{"spec.zone": func(o Object) string { return o.(*Node).Spec.Zone }},
+	}
+}
+
+func driversColumn(n *Node, typ string) string {
+	var out []string
+	for _, d := range n.Status.Drivers {
+		if d.Type == typ {
+			out = append(out, d.Name)
+		}
+	}
+	sort.Strings(out)
+	return dash(strings.Join(out, ","))
+}
+
+// KindPriorityClass names a rank of importance.
+const KindPriorityClass Kind = "PriorityClass"
+
+// PriorityClass ranks instances: higher is placed first and moved last.
+type PriorityClass struct {
+	Head
+	Spec PriorityClassSpec `json:"spec"`
+}
+
+// PriorityClassSpec is the rank.
+type PriorityClassSpec struct {
+	Value   int64 `json:"value" doc:"-1000000 to 1000000; higher is placed first" example:"1000"`
+	Preempt bool  `json:"preempt,omitempty" doc:"may take the place of instances of a lower class"`
+	Default bool  `json:"default,omitempty" doc:"used by instances that name no class"`
+}
+
+// Validate checks the range.
+func (p *PriorityClass) Validate() []errs.Field {
+	if p.Spec.Value < -1e6 || p.Spec.Value > 1e6 {
+		return []errs.Field{{Field: "spec.value", Value: fmt.Sprint(p.Spec.Value), Rule: "must be -1000000 to 1000000", Example: "1000"}}
+	}
+	return nil
+}
+
+func priorityClassDefinition() *Definition {
+	return &Definition{
+		Kind: KindPriorityClass, Plural: "priorityclasses", Aliases: []string{"pc", "priority"},
+		Doc: "A rank: higher is placed first and moved last.",
+		New: func() Object { return &PriorityClass{Head: Head{K: KindPriorityClass}} },
+		Columns: []Column{
+			{Name: "NAME", Value: nameColumn},
+			{Name: "VALUE", Value: func(o Object, _ time.Time) string { return fmt.Sprint(o.(*PriorityClass).Spec.Value) }},
+			{Name: "PREEMPT", Value: func(o Object, _ time.Time) string { return fmt.Sprint(o.(*PriorityClass).Spec.Preempt) }},
+			{Name: "DEFAULT", Value: func(o Object, _ time.Time) string { return fmt.Sprint(o.(*PriorityClass).Spec.Default) }},
+			{Name: "AGE", Value: ageColumn},
+		},
+		Fields: map[string]func(Object) string{},
+	}
+}
+
+// KindEvent is something that happened.
+const KindEvent Kind = "Event"
+
+// Event tells what happened to an object, for people. Repeats are counted, not
+// written again, and old ones are removed.
+type Event struct {
+	Head
+	Spec EventSpec `json:"spec"`
+}
+
+// EventSpec is the story.
+type EventSpec struct {
+	About   Ref       `json:"about" doc:"what it happened to"`
+	Type    string    `json:"type" doc:"normal or warning" enum:"normal|warning"`
+	Reason  string    `json:"reason" doc:"one word, for programs" example:"Started"`
+	Message string    `json:"message" doc:"a sentence, for people"`
+	Source  string    `json:"source,omitempty" doc:"part of Atoll that saw it" example:"agent/isle1"`
+	Count   int64     `json:"count" doc:"how often"`
+	First   time.Time `json:"first" doc:"the first time"`
+	Last    time.Time `json:"last" doc:"the last time"`
+}
+
+// Validate has nothing to check: users cannot write events.
+func (e *Event) Validate() []errs.Field { return nil }
+
+func eventDefinition() *Definition {
+	return &Definition{
+		Kind: KindEvent, Plural: "events", Aliases: []string{"ev"}, Tenanted: true, ReadOnly: true,
+		Doc: "Something that happened to an object.",
+		New: func() Object { return &Event{Head: Head{K: KindEvent}} },
+		Columns: []Column{
+			{Name: "LAST", Value: func(o Object, now time.Time) string { return Age(&o.(*Event).Spec.Last, now) }},
+			{Name: "TYPE", Value: func(o Object, _ time.Time) string { return o.(*Event).Spec.Type }},
+			{Name: "REASON", Value: func(o Object, _ time.Time) string { return o.(*Event).Spec.Reason }},
+			{Name: "ABOUT", Value: func(o Object, _ time.Time) string { return o.(*Event).Spec.About.String() }},
+			{Name: "COUNT", Value: func(o Object, _ time.Time) string { return fmt.Sprint(o.(*Event).Spec.Count) }},
+			{Name: "MESSAGE", Value: func(o Object, _ time.Time) string { return o.(*Event).Spec.Message }},
+			{Name: "SOURCE", Wide: true, Value: func(o Object, _ time.Time) string { return o.(*Event).Spec.Source }},
+		},
+		Fields: map[string]func(Object) string{
+			"spec.about":  func(o Object) string { return o.(*Event).Spec.About.String() },
+			"spec.reason": func(o Object) string { return o.(*Event).Spec.Reason },
+			"spec.type":   func(o Object) string { return o.(*Event).Spec.Type },
+		},
+	}
+}

@@ -1,0 +1,203 @@
+// Package tunnel carries live streams (exec, attach, logs, files, image work)
+// between the API and a node. It is the only path beside the store, and it is
+// always dialled by the node: the API never connects to a host.
+//
+// A stream is a net.Conn. The side that opens it sends one Header frame; then both
+// send frames: one byte channel (api.Chan…), four bytes length (big endian), the
+// payload. The node ends a stream with one ChanExit frame.
+package tunnel
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"io"
+	"net"
+	"sync"
+
+	"atoll/api"
+	"atoll/internal/errs"
+)
+
+// The verbs a node serves, and the api type in Header.Params.
+const (
+	VerbExec   = "exec"   // api.ExecRequest
+	VerbAttach = "attach" // api.AttachRequest
+	VerbLogs   = "logs"   // api.LogRequest
+	VerbCopy   = "copy"   // api.CopyRequest
+	VerbImage  = "image"  // api.ImageRequest
+	VerbUsage  = "usage"  // none; answers one ChanStdout frame with an api.UsageReport of the node
+)
+
+// Header opens a stream.
+type Header struct {
+	Verb     string          `json:"verb"`
+	Instance api.Ref         `json:"instance,omitzero"`
+	Params   json.RawMessage `json:"params,omitempty"`
+}
+
+// MaxFrame bounds a payload; a longer one is a broken or hostile peer.
+const MaxFrame = 1 << 20
+
+const chanHeader byte = 0xff
+
+// Stream reads and writes frames. Writes may come from many goroutines, reads from one.
+type Stream struct {
+	conn net.Conn
+	r    *bufio.Reader
+	mu   sync.Mutex // one frame at a time
+}
+
+// NewStream frames a connection.
+func NewStream(c net.Conn) *Stream { return &Stream{conn: c, r: bufio.NewReaderSize(c, 16<<10)} }
+
+// Write sends one frame; a payload over MaxFrame is split.
+func (s *Stream) Write(ch byte, p []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		n := min(len(p), MaxFrame)
+		head := [5]byte{ch}
+		binary.BigEndian.PutUint32(head[1:], uint32(n))
+		bufs := net.Buffers{head[:], p[:n]}
+		if _, err := bufs.WriteTo(s.conn); err != nil {
+			return err
+		}
+		if p = p[n:]; len(p) == 0 {
+			return nil
+		}
+	}
+}
+
+// WriteJSON sends v as one frame.
+func (s *Stream) WriteJSON(ch byte, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return s.Write(ch, b)
+}
+
+// Read gives the next frame; io.EOF at the end. The payload is the caller's.
+func (s *Stream) Read() (ch byte, p []byte, err error) {
+	var head [5]byte
+	if _, err := io.ReadFull(s.r, head[:]); err != nil {
+		return 0, nil, err
+	}
+	n := binary.BigEndian.Uint32(head[1:])
+	if n > MaxFrame {
+		return 0, nil, errs.New(errs.Invalid, "stream: frame of %d bytes is over %d", n, MaxFrame)
+	}
+	p = make([]byte, n)
+	_, err = io.ReadFull(s.r, p)
+	return head[0], p, err
+}
+
+// Close ends the stream.
+func (s *Stream) Close() error { return s.conn.Close() }
+
+// Writer gives an io.Writer that sends everything on one channel.
+func (s *Stream) Writer(ch byte) io.Writer { return chanWriter{s, ch} }
+
+type chanWriter struct {
+	s  *Stream
+	ch byte
+}
+
+func (w chanWriter) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if err := w.s.Write(w.ch, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Handler serves one stream on the node. It returns when the stream is done; the
+// caller closes it. An error is sent to the peer as api.StreamExit by Serve.
+type Handler func(ctx context.Context, h Header, s *Stream) error
+
+// Serve reads the header and runs the handler.
+func Serve(ctx context.Context, conn net.Conn, fn Handler) error {
+	s := NewStream(conn)
+	defer s.Close()
+	ch, p, err := s.Read()
+	if err != nil {
+		return err
+	}
+	var h Header
+	if ch != chanHeader || json.Unmarshal(p, &h) != nil {
+		return errs.New(errs.Invalid, "stream: no header")
+	}
+	if err := fn(ctx, h, s); err != nil {
+		return s.WriteJSON(api.ChanExit, api.StreamExit{Code: errs.ExitCode(err), Kind: string(errs.KindOf(err)), Message: err.Error(), Hint: errs.HintOf(err)})
+	}
+	return nil
+}
+
+// Hub knows how to reach the nodes that dialled in.
+type Hub struct {
+	mu    sync.Mutex
+	nodes map[string]func(ctx context.Context) (net.Conn, error)
+}
+
+// NewHub is empty.
+func NewHub() *Hub { return &Hub{nodes: map[string]func(context.Context) (net.Conn, error){}} }
+
+// Register makes a node reachable; the returned func takes that back. A later
+// registration of the same node replaces an earlier one.
+func (h *Hub) Register(node string, dial func(ctx context.Context) (net.Conn, error)) (remove func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	entry := dial
+	h.nodes[node] = entry
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.nodes, node)
+	}
+}
+
+// Open starts a stream to a node; errs.Unavailable when it is not connected.
+func (h *Hub) Open(ctx context.Context, node string, head Header) (*Stream, error) {
+	h.mu.Lock()
+	dial := h.nodes[node]
+	h.mu.Unlock()
+	if dial == nil {
+		return nil, errs.New(errs.Unavailable, "node %s is not connected", node).WithHint("atoll describe node/%s", node)
+	}
+	c, err := dial(ctx)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "connect to node %s: %w", node, err)
+	}
+	s := NewStream(c)
+	if err := s.WriteJSON(chanHeader, head); err != nil {
+		s.Close()
+		return nil, errs.New(errs.Unavailable, "open stream to node %s: %w", node, err)
+	}
+	return s, nil
+}
+
+// Nodes lists who is connected.
+func (h *Hub) Nodes() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make([]string, 0, len(h.nodes))
+	for n := range h.nodes {
+		out = append(out, n)
+	}
+	return out
+}
+
+// Local makes a node of the same process reachable: every stream is a socket pair
+// served by fn in a goroutine that the returned wait waits for.
+func Local(ctx context.Context, fn Handler) (dial func(context.Context) (net.Conn, error), wait func()) {
+	var wg sync.WaitGroup
+	return func(context.Context) (net.Conn, error) {
+		a, b := net.Pipe()
+		wg.Go(func() { _ = Serve(ctx, b, fn) }) // a peer that went away is not the node's error
+		return a, nil
+	}, wg.Wait
+}
