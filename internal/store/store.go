@@ -25,13 +25,15 @@ type Store interface {
 	// List reads the chosen objects in the order of api.SortKey, and the revision
 	// the answer is true at. With sel.Limit the answer may be cut; go on with
 	// sel.After = api.SortKey of the last. Reads follow writes: what this Store's
-	// own Commit has acknowledged is seen.
+	// own Commit has acknowledged is seen. sel.Kind "" lists every kind at one
+	// revision, ordered by kind first; Limit and After do not apply then.
 	List(ctx context.Context, sel api.Selector) (objs []api.Object, rev int64, err error)
 	// Commit applies all ops or none and gives the revision of the change, which
 	// becomes metadata.revision of what was put. The objects passed in are not
 	// kept and not changed. Errors: errs.Conflict (a revision moved on),
 	// errs.Exists (a create of what is there), errs.NotFound (an update or delete
-	// of what is gone).
+	// of what is gone), errs.Invalid (ops that make no sense, see CheckOps). A failed
+	// Check is errs.Conflict. Ops that write nothing give the present revision.
 	Commit(ctx context.Context, ops ...Op) (rev int64, err error)
 	// Watch calls fn for every change after rev that concerns the selection, in
 	// order, in the caller's goroutine, until ctx ends or fn fails; it returns that
@@ -87,10 +89,13 @@ func Remove(ref api.Ref, rev int64) Op { return Op{Verb: Delete, Ref: ref, Rev: 
 func Expect(ref api.Ref, rev int64) Op { return Op{Verb: Check, Ref: ref, Rev: rev} }
 
 // Event is one change. For a deletion Object is the last state known, at least
-// with kind, tenant, name and UID.
+// with kind, tenant, name and UID; for an object that left the selection it is the
+// last state inside it. More says that further changes of the same commit follow
+// at once, for who wants to see a commit whole; a store may leave it out.
 type Event struct {
 	Rev     int64
 	Deleted bool
+	More    bool
 	Object  api.Object
 }
 
