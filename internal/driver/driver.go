@@ -42,6 +42,9 @@ type Spec struct {
 	IDs      IDRange
 	Image    Image
 	Network  NetworkSpec
+	// Mounts are the tenant's volumes of this node, resolved by the storage driver. Host
+	// paths, tmpfs and ephemeral directories are in Instance.Spec.Volumes and the runtime's own work.
+	Mounts []Mount
 	// Generation is the assignment's. A driver refuses one older than it has seen for the ID.
 	Generation int64
 }
@@ -80,6 +83,15 @@ type NetworkSpec struct {
 	Address  string // without prefix length; "" for none and host
 	Hostname string
 	DNS      []string
+}
+
+// Mount is a volume ready to be mounted.
+type Mount struct {
+	Source   string // directory, or an image file when FSType is set
+	FSType   string // filesystem inside Source, to be loop-mounted in the instance's own namespace; "": bind it
+	Target   string // absolute path inside
+	ReadOnly bool
+	Warning  string // what this host cannot enforce for it, such as its size
 }
 
 // Runtime runs instances of one isolation class.
@@ -198,8 +210,8 @@ type Network interface {
 // Storage keeps volumes on this node. A volume outlives the instances that use it.
 type Storage interface {
 	Probe(ctx context.Context) (api.Capability, error)
-	// Ensure makes the volume exist with at least the size (0: no limit) and returns the directory to bind.
-	Ensure(ctx context.Context, tenant, name string, size int64, ids IDRange) (dir string, err error)
+	// Ensure makes the volume exist with at least the size (0: no limit) and says how to mount it (Target and ReadOnly are the caller's).
+	Ensure(ctx context.Context, tenant, name string, size int64, ids IDRange) (Mount, error)
 	// Observe lists what is there, as tenant/name.
 	Observe(ctx context.Context) ([]string, error)
 	// Remove deletes a volume and its content. Nil when already gone.
