@@ -1,0 +1,39 @@
+package auth
+
+import (
+	"atoll/api"
+)
+
+// BuiltinRoles are made at the first start of a pool; they are ordinary roles and
+// may be edited. admin: everything, also host paths, so bind it with care.
+// operator: everything but identity and backup. developer: a tenant's instances
+// and images. viewer: reads, also logs.
+func BuiltinRoles() []*api.Role {
+	read := []api.Verb{api.VerbGet, api.VerbList, api.VerbWatch}
+	var operated []string
+	for _, d := range api.Definitions() {
+		switch d.Kind {
+		case api.KindUser, api.KindRole, api.KindRoleBinding, api.KindToken:
+		default:
+			operated = append(operated, d.Singular())
+		}
+	}
+	return []*api.Role{
+		role("admin", "everything", api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"*"},
+			Grants: []string{"capability:*", "hostpath:/", "network:host"}}),
+		role("operator", "everything but identity and backup", api.RoleRule{
+			Verbs: append(read[:3:3], api.VerbCreate, api.VerbUpdate, api.VerbDelete, api.VerbExec, api.VerbLogs), Kinds: operated}),
+		role("developer", "runs instances in a tenant",
+			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "image", "event"}},
+			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "ledger", "tenant"}}),
+		role("viewer", "reads, also logs",
+			api.RoleRule{Verbs: append(read[:3:3], api.VerbLogs), Kinds: operated}),
+	}
+}
+
+func role(name, what string, rules ...api.RoleRule) *api.Role {
+	return &api.Role{
+		Head: api.Head{K: api.KindRole, Meta: api.Meta{Name: name, Labels: map[string]string{"atoll/builtin": "true"}, Annotations: map[string]string{"description": what}}},
+		Spec: api.RoleSpec{Rules: rules},
+	}
+}
