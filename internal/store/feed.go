@@ -78,6 +78,16 @@ func (f *feed) forget(rev int64) {
 	f.lost = max(f.lost, rev)
 }
 
+// reset starts another history at rev: who followed the old one finds its place gone.
+func (f *feed) reset(rev int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ring = make([]change, f.limit)
+	f.next++
+	f.first, f.lost = f.next, rev
+	f.signal()
+}
+
 // place finds the number of the first change after rev.
 func (f *feed) place(rev int64) (uint64, error) {
 	f.mu.Lock()
