@@ -190,6 +190,8 @@ type InstanceStatus struct {
 	OOMKilled   bool        `json:"oomKilled,omitempty" doc:"the kernel killed it for memory"`
 	Starts      int64       `json:"starts,omitempty" doc:"how often it was started"`
 	RestartsIn  int64       `json:"restartRequests,omitempty" doc:"the restart request that is in force"`
+	QuickExits  int64       `json:"quickExits,omitempty" doc:"ends in a row soon after a start; the pause before the next start grows with it"`
+	Launched    string      `json:"launched,omitempty" doc:"fingerprint of the parts of the spec that need a restart to change, as it runs"`
 	Healthy     *bool       `json:"healthy,omitempty" doc:"what the check said last"`
 	Conditions  []Condition `json:"conditions,omitempty" doc:"what is true of it now, such as limits this host cannot enforce"`
 }

@@ -167,6 +167,12 @@ type Attacher interface {
 	Attach(ctx context.Context, id string, st Stream) error
 }
 
+// Signaler sends a signal to the first process.
+type Signaler interface {
+	// Signal takes a name without SIG, such as INT. Nil when it has ended already.
+	Signal(ctx context.Context, id, signal string) error
+}
+
 // Logger gives the output of the first process.
 type Logger interface {
 	// Logs writes stdout to st.Out and stderr to st.Err. With Follow it ends after all

@@ -1,0 +1,250 @@
+// Package agent makes a node do what the store says: it watches what is assigned
+// to its node, compares that with what really runs (a pure decision, diff.go), and
+// lets the drivers close the gap. It writes the status of instances and of its
+// node, and nothing else. It knows contracts only: no crun, no nftables, no HTTP.
+//
+// Run owns all goroutines and waits for them. The agent may be killed at any
+// moment: what runs goes on, and the next agent finds it by Observe.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"atoll/api"
+	"atoll/internal/clock"
+	"atoll/internal/driver"
+	"atoll/internal/errs"
+	"atoll/internal/reconcile"
+	"atoll/internal/store"
+)
+
+// Images makes the content of an image available on the node.
+type Images interface {
+	// Root returns the unpacked image, fetching it first as pull says (missing, always,
+	// never). tenant decides whose names are looked at.
+	Root(ctx context.Context, tenant, ref, pull string) (driver.Image, error)
+	// Handle serves an image stream (pull, import, export, push).
+	Handle(ctx context.Context, req api.ImageRequest, st ImageStream) error
+	// Here lists what the node has, for placement: "tenant|reference" and digests.
+	Here() []string
+	// Collect removes content nobody needs; inUse are the digests of instances on the node.
+	Collect(ctx context.Context, inUse map[string]bool) error
+}
+
+// ImageStream is the caller's side of long image work.
+type ImageStream struct {
+	In       func() ([]byte, error) // next part of an import; io.EOF at the end
+	Out      func([]byte) error     // next part of an export
+	Progress func(api.Progress)
+	Commit   func(ctx context.Context, img *api.Image) error // makes the image known in the pool
+}
+
+// Groups is the node's tree of resource groups.
+type Groups interface {
+	// Ensure makes a group and brings its limits in line; warnings name what the host cannot enforce.
+	Ensure(path string, s Share) (warnings []string, err error)
+	// Remove removes an empty group and everything empty inside. Nil when already gone.
+	Remove(path string) error
+	// List gives the paths of all groups below root that are tenants' groups.
+	List(root string) ([]string, error)
+	Usage(path string) (api.Usage, error)
+}
+
+// Deps is what an agent is built from.
+type Deps struct {
+	Node     string
+	Store    store.Store
+	Clock    clock.Clock
+	Log      *slog.Logger
+	Runtimes map[string]driver.Runtime
+	Network  driver.Network
+	Storage  driver.Storage
+	Images   Images
+	Groups   Groups
+	Recorder *reconcile.Recorder
+	DNS      []string // resolvers of instances
+	// Facts reads what the host is: capacity, kernel and so on, and conditions about it.
+	Facts func(ctx context.Context) (api.NodeStatus, error)
+}
+
+// Agent is one node's.
+type Agent struct {
+	Deps
+	engine *reconcile.Engine
+	checks *checks
+
+	mu    sync.Mutex
+	lives map[string]*life // by runtime ID
+
+	groupMu    sync.Mutex
+	groups     map[string]Share // tenants' groups as last written
+	tenantList []*api.Tenant    // as last read
+	capacity   api.Resources    // allocatable
+	caps       []api.Capability
+	warnings   map[string]bool
+	samples    map[string]sample
+}
+
+// life is what the agent knows of one instance beyond the store.
+type life struct {
+	obs       driver.Observed
+	runtime   driver.Runtime
+	ref       api.Ref
+	changed   chan struct{} // closed and replaced at every change
+	launches  int64         // starts in this agent's time
+	readers   int           // attached callers
+	read      bool          // an attached caller was or is there
+	unhealthy bool
+	healthy   *bool
+	failure   error // why the last start failed
+	ended     int64 // ends seen in this agent's time
+}
+
+// New wires an agent. No I/O.
+func New(d Deps) *Agent {
+	a := &Agent{Deps: d, lives: map[string]*life{}, groups: map[string]Share{}, warnings: map[string]bool{}, samples: map[string]sample{}}
+	a.engine = reconcile.New(d.Store, d.Clock, d.Log, reconcile.Events{})
+	a.checks = newChecks(d.Clock, a.report)
+	a.engine.Add(&instances{a}, 32)
+	a.engine.Add(&tenants{a}, 1)
+	a.engine.Add(&upkeep{a}, 1)
+	return a
+}
+
+// Engine gives the simulator a hand on the agent's work.
+func (a *Agent) Engine() *reconcile.Engine { return a.engine }
+
+// Start learns what is on the node and publishes it. Call it before Run.
+func (a *Agent) Start(ctx context.Context) error {
+	for name, rt := range a.Runtimes {
+		seen, err := rt.Observe(ctx)
+		if err != nil {
+			return fmt.Errorf("observe %s: %w", name, err)
+		}
+		for _, o := range seen {
+			a.set(o.ID, func(l *life) { l.obs, l.runtime, l.ref = o, rt, o.Ref })
+		}
+	}
+	if err := a.probe(ctx); err != nil {
+		return err
+	}
+	return a.publish(ctx)
+}
+
+// Run works until ctx ends. Instances run on.
+func (a *Agent) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for name, rt := range a.Runtimes {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if err := rt.Exits(ctx, func(o driver.Observed) { a.Exited(rt, o) }); err != nil && ctx.Err() == nil {
+					a.Log.Error("cannot see instances end; trying again", "runtime", name, "error", err)
+					_ = a.Clock.Sleep(ctx, time.Second) // ends early only with ctx
+				}
+			}
+		})
+	}
+	wg.Go(func() { _ = a.engine.Run(ctx) }) // always ctx's error
+	a.enqueueKnown()
+	<-ctx.Done()
+	a.checks.stop()
+	wg.Wait()
+	return ctx.Err()
+}
+
+// enqueueKnown looks at everything found on the node: what the store does not want here must go.
+func (a *Agent) enqueueKnown() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, l := range a.lives {
+		a.engine.Enqueue("instances", l.ref)
+	}
+}
+
+// Exited is told by a runtime that an instance ended.
+func (a *Agent) Exited(rt driver.Runtime, o driver.Observed) {
+	a.set(o.ID, func(l *life) { l.obs, l.runtime, l.ref = o, rt, o.Ref; l.ended++ })
+	a.checks.forget(o.ID)
+	a.engine.Enqueue("instances", o.Ref)
+}
+
+// set changes a life and wakes who waits for it.
+func (a *Agent) set(id string, fn func(*life)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.lives[id]
+	if l == nil {
+		l = &life{changed: make(chan struct{})}
+		a.lives[id] = l
+	}
+	fn(l)
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// look copies a life.
+func (a *Agent) look(id string) (life, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.lives[id]
+	if l == nil {
+		return life{}, false
+	}
+	return *l, true
+}
+
+func (a *Agent) drop(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if l := a.lives[id]; l != nil {
+		close(l.changed)
+		delete(a.lives, id)
+	}
+}
+
+// probe asks the drivers what they can do here.
+func (a *Agent) probe(ctx context.Context) error {
+	a.caps = nil
+	for _, name := range sortedNames(a.Runtimes) {
+		c, err := a.Runtimes[name].Probe(ctx)
+		if errors.Is(err, errs.Unsupported) {
+			a.Log.Warn("driver cannot work here", "driver", name, "error", err)
+			delete(a.Runtimes, name)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("probe %s: %w", name, err)
+		}
+		c.Type, c.Name = "runtime", name
+		a.caps = append(a.caps, c)
+	}
+	if a.Network != nil {
+		c, err := a.Network.Probe(ctx)
+		if err != nil {
+			a.Log.Warn("no instance networks here", "error", err)
+			a.Network = nil
+		} else {
+			c.Type = "network"
+			a.caps = append(a.caps, c)
+		}
+	}
+	if a.Storage != nil {
+		c, err := a.Storage.Probe(ctx)
+		if err != nil {
+			a.Log.Warn("no volumes here", "error", err)
+			a.Storage = nil
+		} else {
+			c.Type = "storage"
+			a.caps = append(a.caps, c)
+		}
+	}
+	if len(a.Runtimes) == 0 {
+		return errs.New(errs.Unsupported, "no runtime works on this host").WithHint("atoll doctor says what is missing")
+	}
+	return nil
+}

@@ -1,0 +1,95 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"strings"
+
+	"atoll/api"
+	"atoll/internal/driver"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+// spec gathers everything a driver needs.
+func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) (driver.Spec, error) {
+	t, err := store.Get[*api.Tenant](ctx, a.Store, api.Ref{Kind: api.KindTenant, Name: in.Tenant})
+	if err != nil {
+		return driver.Spec{}, fmt.Errorf("read tenant %s: %w", in.Tenant, err)
+	}
+	if t.Status.UIDCount == 0 {
+		return driver.Spec{}, errs.New(errs.Unavailable, "tenant %s has no range of user IDs yet", in.Tenant)
+	}
+	img, err := a.Images.Root(ctx, in.Tenant, in.Spec.Image, in.Spec.Pull)
+	if err != nil {
+		return driver.Spec{}, err
+	}
+	if err := a.ensureGroup(ctx, in.Tenant); err != nil {
+		return driver.Spec{}, err
+	}
+	ids := driver.IDRange{Base: t.Status.UIDBase, Count: t.Status.UIDCount}
+	mounts, err := a.mounts(ctx, in, ids)
+	if err != nil {
+		return driver.Spec{}, err
+	}
+	id := runtimeID(in.UID)
+	s := driver.Spec{
+		ID: id, Instance: in, IDs: ids, Image: img, Generation: as.Spec.Generation, Mounts: mounts,
+		Cgroup:  driver.Cgroup{Path: tenantGroup(in.Tenant) + "/" + id, OOMScoreAdj: oomScore(in.Spec.Class())},
+		Network: driver.NetworkSpec{Mode: "bridge", Address: as.Spec.Address, Hostname: in.Spec.Hostname, DNS: a.DNS},
+	}
+	if s.Network.Hostname == "" {
+		s.Network.Hostname = in.Name
+	}
+	if n := in.Spec.Network(); n == api.NetworkNone || n == api.NetworkHost {
+		s.Network.Mode = n
+	}
+	return s, nil
+}
+
+// mounts makes the tenant's volumes exist and resolves them.
+func (a *Agent) mounts(ctx context.Context, in *api.Instance, ids driver.IDRange) ([]driver.Mount, error) {
+	var out []driver.Mount
+	for _, v := range in.Spec.Volumes {
+		if v.Name == "" {
+			continue // host paths, tmpfs and ephemeral ones are the runtime's
+		}
+		if a.Storage == nil {
+			return nil, errs.New(errs.Unsupported, "this node has no storage for volume %s", v.Name)
+		}
+		size := int64(0)
+		if v.Size != "" {
+			q, err := api.ParseQuantity(api.Disk, v.Size)
+			if err != nil {
+				return nil, errs.New(errs.Invalid, "volume %s: %w", v.Name, err)
+			}
+			size = q
+		}
+		m, err := a.Storage.Ensure(ctx, in.Tenant, v.Name, size, ids)
+		if err != nil {
+			return nil, fmt.Errorf("volume %s: %w", v.Name, err)
+		}
+		m.Target, m.ReadOnly = v.Path, v.ReadOnly
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+func sortedNames[V any](m map[string]V) []string {
+	out := make([]string, 0, len(m))
+	for n := range m {
+		out = append(out, n)
+	}
+	sort.Strings(out)
+	return out
+}
+
+// tenantOfGroup is the inverse of tenantGroup; "" for what is not a tenant's group.
+func tenantOfGroup(path string) string {
+	rest, ok := strings.CutPrefix(path, rootGroup+"/")
+	if !ok || !strings.HasSuffix(rest, ".t") {
+		return ""
+	}
+	return strings.ReplaceAll(strings.TrimSuffix(rest, ".t"), ".t/", "/")
+}

@@ -1,0 +1,31 @@
+// Package control holds the controllers of the pool, one file each: they watch
+// the store, decide, and commit. They know no etcd, no HTTP and no driver; the
+// engine of package reconcile runs them, on one leader, and owns their goroutines.
+package control
+
+import (
+	"log/slog"
+
+	"atoll/internal/clock"
+	"atoll/internal/policy"
+	"atoll/internal/reconcile"
+)
+
+// Deps is what controllers are built from.
+type Deps struct {
+	Clock clock.Clock
+	Log   *slog.Logger
+	Chain policy.Chain
+	Seed  uint64
+	// Subnet is where addresses on the default network come from.
+	Subnet string
+}
+
+// All lists the controllers. To add one: write <name>.go and its line.
+func All(d Deps) ([]reconcile.Controller, error) {
+	p, err := NewPlacement(d)
+	if err != nil {
+		return nil, err
+	}
+	return []reconcile.Controller{p, NewTidy(d)}, nil
+}

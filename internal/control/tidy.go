@@ -1,0 +1,89 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"time"
+
+	"atoll/api"
+	"atoll/internal/clock"
+	"atoll/internal/errs"
+	"atoll/internal/reconcile"
+	"atoll/internal/store"
+)
+
+// Tidy removes what has served its time: events that are old or too many, and
+// tokens that expired long ago.
+type Tidy struct {
+	clock clock.Clock
+}
+
+const (
+	eventLife       = 24 * time.Hour
+	eventsPerTenant = 1000
+	tokenAfterlife  = 7 * 24 * time.Hour // an expired token is shown as expired so long
+	tidyEvery       = 10 * time.Minute
+)
+
+// NewTidy makes the controller.
+func NewTidy(d Deps) *Tidy { return &Tidy{clock: d.Clock} }
+
+// Name is "tidy".
+func (t *Tidy) Name() string { return "tidy" }
+
+// Watches tenants and tokens; events are looked at per tenant, not one by one.
+func (t *Tidy) Watches() []api.Selector {
+	return []api.Selector{{Kind: api.KindTenant}, {Kind: api.KindToken}}
+}
+
+// Owns events and tokens.
+func (t *Tidy) Owns() []api.Kind { return []api.Kind{api.KindEvent, api.KindToken} }
+
+// Reconcile looks at one tenant's events, or at one token.
+func (t *Tidy) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (reconcile.Result, error) {
+	if ref.Kind == api.KindToken {
+		return t.token(ctx, s, ref)
+	}
+	events, _, err := store.List[*api.Event](ctx, s, api.Selector{Kind: api.KindEvent, Tenant: ref.Name})
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("list events of %s: %w", ref.Name, err)
+	}
+	sort.Slice(events, func(i, j int) bool { return events[i].Spec.Last.After(events[j].Spec.Last) })
+	oldest := t.clock.Now().Add(-eventLife)
+	_, terr := s.Get(ctx, ref)
+	gone := errors.Is(terr, errs.NotFound)
+	for i, e := range events {
+		if i < eventsPerTenant && e.Spec.Last.After(oldest) && !gone {
+			continue
+		}
+		if _, err := s.Commit(ctx, store.Remove(api.RefOf(e), store.Any)); err != nil && !errors.Is(err, errs.NotFound) {
+			return reconcile.Result{}, fmt.Errorf("remove %s: %w", api.RefOf(e), err)
+		}
+	}
+	if gone {
+		return reconcile.Result{}, nil
+	}
+	return reconcile.Result{Again: tidyEvery}, nil
+}
+
+func (t *Tidy) token(ctx context.Context, s store.Store, ref api.Ref) (reconcile.Result, error) {
+	tok, err := store.Get[*api.Token](ctx, s, ref)
+	if errors.Is(err, errs.NotFound) {
+		return reconcile.Result{}, nil
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("read %s: %w", ref, err)
+	}
+	if tok.Spec.ExpiresAt == nil {
+		return reconcile.Result{}, nil
+	}
+	if left := tok.Spec.ExpiresAt.Add(tokenAfterlife).Sub(t.clock.Now()); left > 0 {
+		return reconcile.Result{Again: left}, nil
+	}
+	if _, err := s.Commit(ctx, store.Remove(ref, tok.Revision)); err != nil && !errors.Is(err, errs.NotFound) {
+		return reconcile.Result{}, fmt.Errorf("remove %s: %w", ref, err)
+	}
+	return reconcile.Result{}, nil
+}
