@@ -155,7 +155,7 @@ func testIsolation(t *testing.T, s *suite) {
 
 func seedTree(s *suite) {
 	// a-b sorts between a and the tenants nested in a.
-	for _, tn := range []string{"b", "a/x", "a-b", "a", "a/x/y", "a.b", "ab"} {
+	for _, tn := range []string{"b", "a/x", "a-b", "a", "a/x/y", "a0", "ab"} {
 		s.commit(store.Create(thing(tn, "two", "app", "db")), store.Create(thing(tn, "one", "app", "web", "tier", "1")))
 	}
 	s.commit(store.Create(&api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: "isle1"}}}))
@@ -182,7 +182,7 @@ func testListOrder(t *testing.T, s *suite) {
 	s.want(api.Selector{Kind: k, Tenant: "a", Nested: true, Name: "two"}, "a/two a/x/two a/x/y/two")
 	s.want(api.Selector{Kind: k, Tenant: "a/x"}, "a/x/one a/x/two")
 	s.want(api.Selector{Kind: k, Tenant: "a", Name: "two"}, "a/two")
-	s.want(api.Selector{Kind: k, Name: "two"}, "a/two a-b/two a.b/two a/x/two a/x/y/two ab/two b/two")
+	s.want(api.Selector{Kind: k, Name: "two"}, "a/two a-b/two a/x/two a/x/y/two a0/two ab/two b/two")
 	s.want(api.Selector{Kind: k, Tenant: "nobody"}, "")
 	s.want(api.Selector{Kind: api.KindNode}, "/isle1")
 }

@@ -1,0 +1,79 @@
+package etcdstore
+
+import (
+	"context"
+	"fmt"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"atoll/api"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+// Commit is one etcd transaction: all conditions, then all writes. When a
+// condition fails, the same transaction reads what is there, so that the answer
+// names the op that was too late.
+func (s *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
+	if err := store.CheckOps(ops); err != nil {
+		return 0, err
+	}
+	if err := s.usable(ctx); err != nil {
+		return 0, err
+	}
+	var conds []clientv3.Cmp
+	var writes, reads []clientv3.Op
+	var judged []store.Op
+	for _, op := range ops {
+		key := s.key(op.Target())
+		switch cmp := clientv3.ModRevision(key); {
+		case op.Rev != store.Any:
+			conds = append(conds, clientv3.Compare(cmp, "=", op.Rev))
+		case op.Verb == store.Delete:
+			conds = append(conds, clientv3.Compare(cmp, ">", 0))
+		}
+		if op.Rev != store.Any || op.Verb == store.Delete {
+			reads = append(reads, clientv3.OpGet(key, clientv3.WithKeysOnly()))
+			judged = append(judged, op)
+		}
+		switch op.Verb {
+		case store.Put:
+			data, err := api.Encode(op.Object)
+			if err != nil {
+				return 0, errs.New(errs.Invalid, "encode %s: %w", op.Target(), err)
+			}
+			writes = append(writes, clientv3.OpPut(key, string(data)))
+		case store.Delete:
+			writes = append(writes, clientv3.OpDelete(key))
+		}
+	}
+	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	resp, err := s.cl.Txn(call).If(conds...).Then(writes...).Else(reads...).Commit()
+	if err != nil {
+		return 0, s.explain(ctx, fmt.Sprintf("commit %s", summary(ops)), err)
+	}
+	if resp.Succeeded {
+		return resp.Header.Revision, nil
+	}
+	for i, op := range judged {
+		have := int64(0)
+		if kvs := resp.Responses[i].GetResponseRange().GetKvs(); len(kvs) > 0 {
+			have = kvs[0].ModRevision
+		}
+		if err := store.Judge(op, have); err != nil {
+			return 0, err
+		}
+	}
+	return 0, errs.New(errs.Internal, "etcd refused to commit %s although every condition holds", summary(ops))
+}
+
+func summary(ops []store.Op) string {
+	switch len(ops) {
+	case 0:
+		return "nothing"
+	case 1:
+		return ops[0].Target().String()
+	}
+	return fmt.Sprintf("%s and %d more", ops[0].Target(), len(ops)-1)
+}

@@ -1,0 +1,113 @@
+package etcdstore
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// defragFrom is the size below which free space in the file is not worth a pause.
+const defragFrom = 32 << 20
+
+// mark remembers which revision was the newest at a time.
+type mark struct {
+	at  time.Time
+	rev int64
+}
+
+// keep bounds history and file size until ctx ends. What fails is tried again at
+// the next look; the alarm of a full database reaches users by their commits.
+func (s *Store) keep(ctx context.Context) {
+	var marks []mark
+	for s.cfg.Clock.Sleep(ctx, s.cfg.KeepEvery) == nil {
+		var err error
+		if marks, err = s.keepOnce(ctx, marks); err != nil && ctx.Err() == nil {
+			s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "etcd housekeeping", slog.Any("error", err))
+		}
+	}
+}
+
+func (s *Store) keepOnce(ctx context.Context, marks []mark) ([]mark, error) {
+	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	resp, err := s.cl.Get(call, s.root, clientv3.WithCountOnly())
+	if err != nil {
+		return marks, err
+	}
+	now := mark{at: s.cfg.Clock.Now(), rev: resp.Header.Revision}
+	marks, upTo := horizon(append(marks, now), s.cfg.HistoryAge, s.cfg.HistoryRevisions)
+	if upTo > 0 {
+		if err := s.Compact(ctx, upTo); err != nil {
+			return marks, err
+		}
+	}
+	return marks, s.shrink(ctx)
+}
+
+// horizon decides what of the history may go: what was old news at the newest mark
+// that is older than age, and more when there are more than most revisions. It
+// gives back the marks still needed and 0 when nothing may go.
+func horizon(marks []mark, age time.Duration, most int64) ([]mark, int64) {
+	now := marks[len(marks)-1]
+	upTo, first := now.rev-most, 0
+	for i, m := range marks {
+		if now.at.Sub(m.at) >= age {
+			upTo, first = max(upTo, m.rev), i+1
+		}
+	}
+	return marks[first:], max(upTo, 0)
+}
+
+// Compact forgets the history up to rev; what is there stays.
+func (s *Store) Compact(ctx context.Context, rev int64) error {
+	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	_, err := s.cl.Compact(call, rev)
+	if errors.Is(rpctypes.Error(err), rpctypes.ErrCompacted) {
+		return nil // somebody did already
+	}
+	return s.explain(ctx, "compact", err)
+}
+
+// shrink gives free space of the embedded database back to the file system when
+// it is most of the file, or when the database is full, and lifts the alarm of a
+// full database once there is room again.
+func (s *Store) shrink(ctx context.Context) error {
+	if s.member == nil {
+		return nil // the operator's
+	}
+	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	alarms, err := s.cl.AlarmList(call)
+	if err != nil {
+		return s.explain(ctx, "read alarms", err)
+	}
+	full := false
+	for _, a := range alarms.Alarms {
+		full = full || a.Alarm == pb.AlarmType_NOSPACE
+	}
+	be := s.member.server.Server.Backend()
+	size, used := be.Size(), be.SizeInUse()
+	if size >= defragFrom && used < size/3 || full && used < size/10*9 {
+		if err := be.Defrag(); err != nil {
+			return s.explain(ctx, "defragment", err)
+		}
+	}
+	if !full || be.Size() > s.cfg.QuotaBytes/10*9 {
+		return nil
+	}
+	for _, a := range alarms.Alarms {
+		if a.Alarm != pb.AlarmType_NOSPACE {
+			continue
+		}
+		if _, err := s.cl.AlarmDisarm(call, &clientv3.AlarmMember{MemberID: a.MemberID, Alarm: a.Alarm}); err != nil {
+			return s.explain(ctx, "lift the alarm", err)
+		}
+	}
+	return nil
+}
