@@ -1,0 +1,319 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"crypto/tls"
+
+	"atoll/api"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+	"atoll/internal/sys/peer"
+)
+
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 3 * time.Minute
+	maxHeader     = 64 << 10
+	shutdownGrace = 2 * time.Second
+)
+
+// Run serves until ctx ends. It is ready (see Ready) when it listens and knows the users.
+func (s *Server) Run(ctx context.Context) error {
+	listeners, err := s.listen(ctx)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	loaded := make(chan struct{})
+	g.Go(func() error { return s.follow(ctx, loaded) })
+	g.Go(func() error {
+		select {
+		case <-loaded:
+			s.ready.Store(true)
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	for _, l := range listeners {
+		g.Go(func() error { return s.serveOn(ctx, l) })
+	}
+	err = g.Wait()
+	s.ready.Store(false)
+	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) listen(ctx context.Context) ([]net.Listener, error) {
+	var out []net.Listener
+	fail := func(err error) ([]net.Listener, error) {
+		for _, l := range out {
+			l.Close()
+		}
+		return nil, err
+	}
+	if s.cfg.Socket != "" {
+		l, err := listenSocket(ctx, s.cfg.Socket)
+		if err != nil {
+			return fail(err)
+		}
+		out = append(out, newLimit(l, s.cfg.MaxConns))
+	}
+	if s.cfg.TLSAddr != "" {
+		if s.CA == nil {
+			return fail(errs.New(errs.Internal, "serve TLS: no certificate authority was given"))
+		}
+		conf, err := s.CA.ServerTLS(s.hosts())
+		if err != nil {
+			return fail(err)
+		}
+		conf.NextProtos = []string{"h2", "http/1.1"}
+		var lc net.ListenConfig
+		l, err := lc.Listen(ctx, "tcp", s.cfg.TLSAddr)
+		if err != nil {
+			return fail(errs.New(errs.Unavailable, "listen on %s: %w", s.cfg.TLSAddr, err).WithHint("another program may use this port: choose another with --listen"))
+		}
+		out = append(out, tls.NewListener(newLimit(l, s.cfg.MaxConns), conf))
+	}
+	return out, nil
+}
+
+func (s *Server) hosts() []string {
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	if h, err := os.Hostname(); err == nil && h != "" {
+		hosts = append(hosts, h)
+	}
+	return append(hosts, s.cfg.Hosts...)
+}
+
+// listenSocket takes over a socket that nobody listens on any more.
+func listenSocket(ctx context.Context, path string) (net.Listener, error) {
+	var d net.Dialer
+	if c, err := d.DialContext(ctx, "unix", path); err == nil {
+		c.Close()
+		return nil, errs.New(errs.Conflict, "a server is running already on %s", path).WithHint("stop it first, or use another directory")
+	}
+	if fi, err := os.Lstat(path); err == nil && fi.Mode()&os.ModeSocket != 0 {
+		if err := os.Remove(path); err != nil {
+			return nil, errs.New(errs.Unavailable, "remove the socket a dead server left: %w", err)
+		}
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "listen on %s: %w", path, err)
+	}
+	// Everybody may connect: the kernel says who they are, and package auth what they may do.
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, errs.New(errs.Unavailable, "open the socket to all users: %w", err)
+	}
+	return l, nil
+}
+
+type connKey struct{}
+
+// connInfo is what is known of a connection before the first request.
+type connInfo struct {
+	cred *peer.Cred // of a unix socket
+}
+
+func (s *Server) serveOn(ctx context.Context, l net.Listener) error {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	hs := &http.Server{
+		Handler:           s.handler,
+		Protocols:         &protocols,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       s.cfg.BodyTimeout,                      // watches and streams set their own
+		WriteTimeout:      s.cfg.BodyTimeout + s.cfg.WriteTimeout, // from the request's header to the answer's end
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, s.identify(c))
+		},
+		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
+	}
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(done)
+		<-ctx.Done()
+		cancel() // watches and streams end now; short requests get a moment
+		grace, stop := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+		defer stop()
+		if hs.Shutdown(grace) != nil {
+			hs.Close()
+		}
+	})
+	err := hs.Serve(l)
+	if ctx.Err() == nil {
+		hs.Close()
+		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+	}
+	wg.Wait()
+	return nil
+}
+
+func (s *Server) identify(c net.Conn) *connInfo {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if l, ok := c.(*limitedConn); ok {
+		return &connInfo{cred: l.cred}
+	}
+	return &connInfo{}
+}
+
+// limit bounds the connections of one host account or address, so that one caller
+// cannot use up the descriptors of all. Administrators are not counted.
+type limit struct {
+	net.Listener
+	max int
+	mu  sync.Mutex
+	m   map[string]int
+}
+
+func newLimit(l net.Listener, n int) *limit { return &limit{Listener: l, max: n, m: map[string]int{}} }
+
+// Accept gives the next connection of somebody who has not too many.
+func (l *limit) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		lc := &limitedConn{Conn: c, l: l}
+		if cred, err := peer.Of(c); err == nil {
+			lc.cred = &cred
+			if cred.UID != 0 {
+				lc.key = fmt.Sprint("uid ", cred.UID)
+			}
+		} else if host, _, err := net.SplitHostPort(c.RemoteAddr().String()); err == nil {
+			lc.key = host
+		}
+		if lc.key == "" || l.take(lc.key) {
+			return lc, nil
+		}
+		lc.key = ""
+		c.Close()
+	}
+}
+
+func (l *limit) take(key string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.m[key] >= l.max {
+		return false
+	}
+	l.m[key]++
+	return true
+}
+
+type limitedConn struct {
+	net.Conn
+	l    *limit
+	cred *peer.Cred
+	key  string
+	once sync.Once
+}
+
+// Close gives the place back.
+func (c *limitedConn) Close() error {
+	c.once.Do(func() {
+		if c.key == "" {
+			return
+		}
+		c.l.mu.Lock()
+		defer c.l.mu.Unlock()
+		if c.l.m[c.key]--; c.l.m[c.key] == 0 {
+			delete(c.l.m, c.key)
+		}
+	})
+	return c.Conn.Close()
+}
+
+const followRetry = 200 * time.Millisecond
+
+// follow keeps package auth's picture of users, roles, bindings and tokens current.
+func (s *Server) follow(ctx context.Context, loaded chan<- struct{}) error {
+	first := true
+	for {
+		revs, err := s.loadAuth(ctx)
+		if err == nil {
+			if first {
+				close(loaded)
+				first = false
+			}
+			err = s.watchAuth(ctx, revs)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && !errors.Is(err, errs.Compacted) {
+			s.Log.Warn("following users and roles", slog.Any("error", err))
+		}
+		if s.Clock.Sleep(ctx, followRetry) != nil {
+			return nil
+		}
+	}
+}
+
+// LoadAuth reads the users, roles, bindings and tokens once, for a server that is not Run.
+func (s *Server) LoadAuth(ctx context.Context) error {
+	_, err := s.loadAuth(ctx)
+	return err
+}
+
+func (s *Server) loadAuth(ctx context.Context) (map[api.Kind]int64, error) {
+	var all []api.Object
+	revs := map[api.Kind]int64{}
+	for _, k := range authKinds() {
+		objs, rev, err := s.Store.List(ctx, api.Selector{Kind: k})
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", k, err)
+		}
+		all, revs[k] = append(all, objs...), rev
+	}
+	s.Auth.Reset(all)
+	return revs, nil
+}
+
+func (s *Server) watchAuth(ctx context.Context, revs map[api.Kind]int64) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for k, rev := range revs {
+		g.Go(func() error {
+			return s.Store.Watch(ctx, api.Selector{Kind: k}, rev, func(ev store.Event) error {
+				s.learn(ev)
+				return nil
+			})
+		})
+	}
+	return g.Wait()
+}
+
+// learn tells package auth of one change.
+func (s *Server) learn(ev store.Event) {
+	if ev.Deleted {
+		s.Auth.Delete(api.RefOf(ev.Object), ev.Rev)
+		return
+	}
+	s.Auth.Put(ev.Object)
+}

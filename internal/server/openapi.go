@@ -1,0 +1,342 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"atoll/api"
+	"atoll/internal/errs"
+)
+
+// The OpenAPI 3.1 document is made from the table of routes and the definitions of
+// the kinds, so it cannot say anything else than what the server does.
+
+type obj = map[string]any
+
+func (s *Server) document() ([]byte, error) {
+	paths := obj{}
+	for _, rt := range s.routes {
+		item, ok := paths[rt.Path].(obj)
+		if !ok {
+			item = obj{}
+			paths[rt.Path] = item
+		}
+		item[strings.ToLower(rt.Method)] = operation(rt)
+	}
+	schemas, err := s.schemas()
+	if err != nil {
+		return nil, err
+	}
+	doc := obj{
+		"openapi": "3.1.0",
+		"info": obj{"title": "Atoll", "version": s.Version, "license": obj{"name": "Apache-2.0", "identifier": "Apache-2.0"},
+			"description": "One pool of hosts that tenants share. Objects have a kind, metadata, spec and status; lists take selectors and pages; " +
+				"watch streams changes as JSON lines. Errors are problems (RFC 9457) that say what to do next."},
+		"servers":  []obj{{"url": "https://127.0.0.1:7443", "description": "TLS"}, {"url": "http://localhost", "description": "unix socket /run/atoll/atoll.sock; the caller is the host account"}},
+		"security": []obj{{"bearer": []string{}}, {}},
+		"paths":    paths,
+		"components": obj{
+			"schemas":         schemas,
+			"responses":       problemResponses(),
+			"securitySchemes": obj{"bearer": obj{"type": "http", "scheme": "bearer", "description": "atoll_NAME_SECRET, made by POST /v1/tokens"}},
+		},
+	}
+	b, err := json.Marshal(doc)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "write OpenAPI document: %w", err)
+	}
+	return b, nil
+}
+
+func operation(rt *Route) obj {
+	op := obj{"operationId": rt.ID, "summary": rt.Doc, "parameters": parameters(rt), "responses": responses(rt)}
+	switch {
+	case rt.Public:
+		op["security"] = []obj{{}}
+		op["x-atoll-right"] = "none"
+	case rt.Known:
+		op["x-atoll-right"] = "any user; what it does is checked by itself"
+	default:
+		op["x-atoll-right"] = string(rt.Verb) + " " + strings.ToLower(string(rt.kind()))
+	}
+	if rt.Def != nil {
+		op["tags"] = []string{rt.Def.Plural}
+	} else {
+		op["tags"] = []string{"server"}
+	}
+	if rt.Body != "" {
+		media := obj{}
+		if rt.Schema != "" {
+			media["schema"] = ref(rt.Schema)
+		} else {
+			media["schema"] = obj{"type": "string", "format": "binary"}
+		}
+		if ex := rt.example(); ex != nil {
+			media["example"] = ex
+		}
+		op["requestBody"] = obj{"required": true, "content": obj{rt.Body: media}}
+	}
+	return op
+}
+
+func (r *Route) example() any {
+	if r.Example != "" {
+		return json.RawMessage(r.Example)
+	}
+	if r.Method == "PATCH" {
+		return obj{"metadata": obj{"labels": obj{"app": "db"}}}
+	}
+	if r.Def == nil || r.Schema == "" {
+		return nil
+	}
+	meta := obj{"name": "example"}
+	if r.Def.Kind == api.KindTenant {
+		meta["name"] = "acme"
+	}
+	if r.Def.Tenanted {
+		meta["tenant"] = "acme"
+	}
+	return obj{"kind": string(r.Def.Kind), "metadata": meta, "spec": exampleSpec(r.Def.Kind)}
+}
+
+func exampleSpec(k api.Kind) obj {
+	switch k {
+	case api.KindTenant:
+		return obj{"guarantee": obj{"cpu": "1", "memory": "2Gi"}, "limit": obj{"cpu": "4", "memory": "8Gi"}}
+	case api.KindUser:
+		return obj{"hostUser": "chen"}
+	case api.KindRole:
+		return obj{"rules": []obj{{"verbs": []string{"get", "list"}, "kinds": []string{"instance"}}}}
+	case api.KindRoleBinding:
+		return obj{"role": "developer", "users": []string{"chen"}, "tenant": "acme"}
+	case api.KindToken:
+		return obj{"user": "ci", "tenant": "acme", "verbs": []string{"get", "list"}}
+	case api.KindInstance:
+		return obj{"image": "busybox", "command": []string{"sleep", "60"}, "requests": obj{"cpu": "100m"}, "limits": obj{"memory": "64Mi"}}
+	case api.KindImage:
+		return obj{"reference": "registry.example.com/team/app:1.4"}
+	case api.KindPriorityClass:
+		return obj{"value": 1000}
+	}
+	return obj{}
+}
+
+func parameters(rt *Route) []obj {
+	out := []obj{}
+	if strings.Contains(rt.Path, "{name}") {
+		doc := "name of the object"
+		if rt.Def != nil && rt.Def.Kind == api.KindTenant {
+			doc += "; a nested tenant is written acme%2Fresearch"
+		}
+		out = append(out, obj{"name": "name", "in": "path", "required": true, "description": doc, "schema": obj{"type": "string"}})
+	}
+	for _, p := range rt.Query {
+		out = append(out, obj{"name": p.Name, "in": "query", "description": p.Doc, "schema": obj{"type": p.Type}})
+	}
+	header := func(name, doc string) {
+		out = append(out, obj{"name": name, "in": "header", "description": doc, "schema": obj{"type": "string"}})
+	}
+	single := rt.Def != nil && strings.Contains(rt.Path, "{name}") && !rt.Socket
+	switch {
+	case single && rt.Method == "GET":
+		header("If-None-Match", "ETag of an earlier answer; 304 when nothing changed")
+	case single:
+		header("If-Match", "ETag of what the change is based on; 412 when it was changed meanwhile")
+	case rt.Method == "POST" && rt.Status == http.StatusCreated:
+		header("Idempotency-Key", "the same key with the same body is carried out once and answered alike")
+	}
+	return out
+}
+
+func responses(rt *Route) obj {
+	status := rt.Status
+	if status == 0 {
+		status = http.StatusOK
+	}
+	if rt.Socket {
+		status = http.StatusSwitchingProtocols
+	}
+	good := obj{"description": "as asked"}
+	switch {
+	case rt.Socket:
+		good["description"] = "a WebSocket; each binary message is one byte channel (0 input, 1 output, 2 errors, 3 size, 4 signal, 5 exit, 6 progress) and its payload"
+	case rt.Result != "":
+		content := obj{rt.Answer: obj{"schema": ref(rt.Result)}}
+		if slices.ContainsFunc(rt.Query, func(p Param) bool { return p.Name == "watch" }) {
+			content[typeLines] = obj{"schema": ref("WatchLine")}
+		}
+		good["content"] = content
+	case rt.Answer != "":
+		good["content"] = obj{rt.Answer: obj{"schema": obj{"type": "string"}}}
+	}
+	out := obj{strconv.Itoa(status): good, "default": obj{"$ref": "#/components/responses/Problem"}}
+	if rt.Socket && rt.Answer != "" {
+		out["200"] = obj{"description": "plain text, for a request that is no WebSocket", "content": obj{rt.Answer: obj{"schema": obj{"type": "string"}}}}
+	}
+	if rt.Method == "DELETE" {
+		out["202"] = obj{"description": "marked; it goes when all is cleaned up", "content": obj{rt.Answer: obj{"schema": ref(rt.Result)}}}
+	}
+	add := func(kinds ...errs.Kind) {
+		for _, k := range kinds {
+			out[strconv.Itoa(errs.HTTPStatus(k))] = obj{"$ref": "#/components/responses/" + string(k)}
+		}
+	}
+	if !rt.Public {
+		add(errs.Unauthenticated, errs.Denied, errs.Unavailable)
+	}
+	if strings.Contains(rt.Path, "{name}") {
+		add(errs.NotFound)
+	}
+	if rt.Body != "" || len(rt.Query) > 0 {
+		add(errs.Invalid)
+	}
+	switch rt.Method {
+	case "POST":
+		add(errs.Exists, errs.Quota, errs.NoCapacity)
+	case "PUT", "PATCH", "DELETE":
+		add(errs.Conflict, errs.Quota)
+	case "GET":
+		if strings.Contains(rt.Path, "{name}") && !rt.Socket {
+			out["304"] = obj{"description": "nothing changed"}
+		}
+		if slices.ContainsFunc(rt.Query, func(p Param) bool { return p.Name == "watch" }) {
+			add(errs.Compacted)
+		}
+	}
+	return out
+}
+
+func problemResponses() obj {
+	content := obj{typeProblem: obj{"schema": ref("Problem")}}
+	out := obj{"Problem": obj{"description": "an error", "content": content}}
+	for _, k := range errKinds() {
+		out[string(k)] = obj{"description": k.Title(), "content": content}
+	}
+	return out
+}
+
+func errKinds() []errs.Kind {
+	return []errs.Kind{errs.Invalid, errs.Unauthenticated, errs.Denied, errs.NotFound, errs.Exists, errs.Conflict, errs.Quota,
+		errs.NoCapacity, errs.Unsupported, errs.Unavailable, errs.Timeout, errs.Compacted, errs.Internal}
+}
+
+func ref(schema string) obj { return obj{"$ref": "#/components/schemas/" + schema} }
+
+func (s *Server) schemas() (obj, error) {
+	out := obj{
+		"Quantity":    obj{"type": "string", "description": "an amount: 500m, 2, 512Mi, 10G", "pattern": `^[0-9.]+(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$`},
+		"Problem":     fromGo(reflect.TypeFor[Problem]()),
+		"Version":     fromGo(reflect.TypeFor[Version]()),
+		"WhoAmI":      fromGo(reflect.TypeFor[WhoAmI]()),
+		"Commit":      fromGo(reflect.TypeFor[CommitRequest]()),
+		"Committed":   fromGo(reflect.TypeFor[Committed]()),
+		"UsageReport": fromGo(reflect.TypeFor[api.UsageReport]()),
+		"List":        listSchema(obj{"type": "object", "description": "an object of any kind"}),
+		"WatchLine": obj{"type": "object", "required": []string{"type", "revision"}, "properties": obj{
+			"type":     obj{"type": "string", "enum": []string{"put", "delete", "ping", "error"}},
+			"revision": obj{"type": "integer", "description": "where to go on with rev"},
+			"more":     obj{"type": "boolean", "description": "other changes of the same commit follow"},
+			"object":   obj{"type": "object", "description": "as it is now, or was before the deletion"},
+			"error":    ref("Problem"),
+		}},
+	}
+	for _, d := range api.Definitions() {
+		doc, err := api.Explain(d.Singular())
+		if err != nil {
+			return nil, err
+		}
+		out[string(d.Kind)] = schemaOf(*doc)
+		out[string(d.Kind)+"List"] = listSchema(ref(string(d.Kind)))
+	}
+	return out, nil
+}
+
+func listSchema(item obj) obj {
+	return obj{"type": "object", "required": []string{"kind", "revision", "items"}, "properties": obj{
+		"kind": obj{"type": "string"}, "revision": obj{"type": "integer", "description": "what the list is true at; watch from here"},
+		"items": obj{"type": "array", "items": item}, "after": obj{"type": "string", "description": "where the next page starts; missing at the end"}}}
+}
+
+// schemaOf makes a schema of the documentation of a field.
+func schemaOf(d api.FieldDoc) obj {
+	out := typeSchema(d.Type, d.Children)
+	if d.Doc != "" {
+		out["description"] = d.Doc
+	}
+	if d.Example != "" {
+		out["examples"] = []string{d.Example}
+	}
+	if d.Default != "" {
+		out["x-default"] = d.Default // in words: the server does not write it into the spec
+	}
+	if len(d.Enum) > 0 && out["type"] == "string" {
+		out["enum"] = append(slices.Clone(d.Enum), "")
+	}
+	return out
+}
+
+func typeSchema(t string, children []api.FieldDoc) obj {
+	if of, ok := strings.CutPrefix(t, "list of "); ok {
+		return obj{"type": "array", "items": typeSchema(of, children)}
+	}
+	if of, ok := strings.CutPrefix(t, "map of "); ok {
+		return obj{"type": "object", "additionalProperties": typeSchema(of, children)}
+	}
+	switch t {
+	case "duration":
+		return obj{"type": "string", "format": "go-duration"}
+	case "time":
+		return obj{"type": "string", "format": "date-time"}
+	case "quantity":
+		return obj{"$ref": "#/components/schemas/Quantity"}
+	case "object", "resources":
+		props := obj{}
+		for _, c := range children {
+			props[c.Name] = schemaOf(c)
+		}
+		return obj{"type": "object", "properties": props, "additionalProperties": false}
+	}
+	return obj{"type": t}
+}
+
+// fromGo makes a schema of a Go type by its JSON tags, for answers that are no kind.
+func fromGo(t reflect.Type) obj {
+	switch {
+	case t == reflect.TypeFor[time.Time]():
+		return obj{"type": "string", "format": "date-time"}
+	case t == reflect.TypeFor[json.RawMessage]():
+		return obj{"type": "object"}
+	case t == reflect.TypeFor[api.Resources]():
+		return obj{"type": "object", "additionalProperties": ref("Quantity")}
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
+		return fromGo(t.Elem())
+	case reflect.String:
+		return obj{"type": "string"}
+	case reflect.Bool:
+		return obj{"type": "boolean"}
+	case reflect.Int, reflect.Int32, reflect.Int64, reflect.Uint32:
+		return obj{"type": "integer"}
+	case reflect.Float64:
+		return obj{"type": "number"}
+	case reflect.Slice:
+		return obj{"type": "array", "items": fromGo(t.Elem())}
+	case reflect.Struct:
+		props := obj{}
+		for i := range t.NumField() {
+			f := t.Field(i)
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if f.IsExported() && name != "" && name != "-" {
+				props[name] = fromGo(f.Type)
+			}
+		}
+		return obj{"type": "object", "properties": props}
+	}
+	return obj{}
+}

@@ -1,0 +1,534 @@
+// Package remote is a store.Store that speaks the API: what the CLI and agents on
+// other hosts hold. It starts no goroutines of its own, keeps one pool of
+// connections, and must never print or log the token.
+//
+// With Config.Full it keeps the contract of store.Store to the letter, for Atoll's
+// own parts and administrators. Without it, what is written is what a user may
+// write: spec, labels and annotations; a Remove asks for the removal and finalizers
+// are waited for.
+package remote
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"atoll/api"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+// Config says how to reach a server: by Socket, or by URL.
+type Config struct {
+	Socket string // path of its unix socket
+	URL    string // https://host:7443
+	Token  string // bearer token; over the socket the host account is enough
+	CA     []byte // PEM certificates to trust for URL; default: the system's
+	Cert   *tls.Certificate
+	Full   bool // write whole objects, see the package comment
+	// Agent names the caller in the User-Agent header.
+	Agent string
+}
+
+// Store talks to a server. Safe for use by many goroutines.
+type Store struct {
+	cfg    Config
+	base   string
+	client *http.Client
+	stream *http.Client // HTTP/1.1 only, for WebSockets
+}
+
+const (
+	dialTimeout = 5 * time.Second
+	maxProblem  = 1 << 20
+)
+
+// New connects when it is first used.
+func New(cfg Config) (*Store, error) {
+	s := &Store{cfg: cfg}
+	if cfg.Agent == "" {
+		s.cfg.Agent = "atoll"
+	}
+	if cfg.Socket != "" {
+		s.base = "http://localhost"
+		t := &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				d := net.Dialer{Timeout: dialTimeout}
+				return d.DialContext(ctx, "unix", cfg.Socket)
+			},
+			MaxIdleConnsPerHost: 32,
+			IdleConnTimeout:     2 * time.Minute,
+			DisableCompression:  true,
+		}
+		s.client = &http.Client{Transport: t}
+		s.stream = s.client
+		return s, nil
+	}
+	u, err := url.Parse(cfg.URL)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return nil, errs.New(errs.Invalid, "%q is not the address of a server", cfg.URL).WithHint("example: https://isle1:7443")
+	}
+	if u.Scheme == "http" && cfg.Token != "" && !loopback(u.Hostname()) {
+		return nil, errs.New(errs.Invalid, "a token would be sent in the clear to %s", u.Host).WithHint("use https://")
+	}
+	s.base = u.Scheme + "://" + u.Host
+	conf := &tls.Config{MinVersion: tls.VersionTLS13}
+	if len(cfg.CA) > 0 {
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(cfg.CA) {
+			return nil, errs.New(errs.Invalid, "the certificate authority is not PEM").WithHint("use ca.crt of the server")
+		}
+	}
+	if cfg.Cert != nil {
+		conf.Certificates = []tls.Certificate{*cfg.Cert}
+	}
+	transport := func(http2 bool) *http.Transport {
+		t := &http.Transport{
+			Proxy:                 http.ProxyFromEnvironment,
+			DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			TLSClientConfig:       conf.Clone(),
+			TLSHandshakeTimeout:   dialTimeout,
+			MaxIdleConnsPerHost:   32,
+			IdleConnTimeout:       2 * time.Minute,
+			ForceAttemptHTTP2:     http2,
+			ExpectContinueTimeout: time.Second,
+		}
+		if !http2 {
+			t.TLSClientConfig.NextProtos = []string{"http/1.1"}
+		}
+		return t
+	}
+	s.client = &http.Client{Transport: transport(true)}
+	s.stream = &http.Client{Transport: transport(false)}
+	return s, nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// Close gives idle connections back.
+func (s *Store) Close() {
+	s.client.CloseIdleConnections()
+	s.stream.CloseIdleConnections()
+}
+
+func (s *Store) headers(h http.Header) {
+	h.Set("User-Agent", s.cfg.Agent)
+	if s.cfg.Token != "" {
+		h.Set("Authorization", "Bearer "+s.cfg.Token)
+	}
+}
+
+// request is one call of the API.
+type request struct {
+	method, path string
+	query        url.Values
+	header       map[string]string
+	body         io.Reader
+}
+
+// do gives the answer of a call that went well; the caller closes its body.
+func (s *Store) do(ctx context.Context, in request) (*http.Response, error) {
+	u := s.base + in.path
+	if len(in.query) > 0 {
+		u += "?" + in.query.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, in.method, u, in.body)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "make request: %w", err)
+	}
+	s.headers(req.Header)
+	if in.body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for k, v := range in.header {
+		req.Header.Set(k, v)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return nil, s.unreachable(ctx, err)
+	}
+	if resp.StatusCode >= 400 {
+		defer resp.Body.Close()
+		return nil, problem(resp)
+	}
+	return resp, nil
+}
+
+// unreachable says what to do when there is no server, without the URL's query.
+func (s *Store) unreachable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var u *url.Error
+	if errors.As(err, &u) {
+		err = u.Err
+	}
+	where := s.base
+	if s.cfg.Socket != "" {
+		where = s.cfg.Socket
+	}
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) {
+		return errs.New(errs.Unauthenticated, "the server at %s shows a certificate of an unknown authority", where).WithHint("trust its ca.crt: atoll login --ca FILE")
+	}
+	return errs.New(errs.Unavailable, "no server answers at %s: %w", where, err).WithHint("is it running? start it: atolld up (or make up)")
+}
+
+// problem restores the error a server answered with.
+func problem(resp *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
+	if err != nil {
+		return errs.New(errs.Unavailable, "the server's answer broke off: %w", err)
+	}
+	return problemError(b, resp.Status)
+}
+
+func problemError(b []byte, status string) error {
+	var p struct {
+		Type   string       `json:"type"`
+		Detail string       `json:"detail"`
+		Hint   string       `json:"hint"`
+		Fields []errs.Field `json:"fields"`
+	}
+	kind, ok := "", false
+	if json.Unmarshal(b, &p) == nil {
+		kind, ok = strings.CutPrefix(p.Type, "urn:atoll:error:")
+	}
+	if !ok {
+		return errs.New(errs.Unavailable, "unexpected answer %s", status).WithHint("is this an Atoll server?")
+	}
+	return &errs.Error{Kind: errs.Kind(kind), Msg: p.Detail, Hint: p.Hint, Fields: p.Fields}
+}
+
+func (s *Store) json(ctx context.Context, in request, out any) error {
+	resp, err := s.do(ctx, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return errs.New(errs.Unavailable, "the server's answer broke off: %w", err)
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 4096)) // so that the connection can be used again
+	return nil
+}
+
+// object reads an answer that is one object.
+func (s *Store) object(ctx context.Context, in request, kind api.Kind) (api.Object, error) {
+	var raw json.RawMessage
+	if err := s.json(ctx, in, &raw); err != nil {
+		return nil, err
+	}
+	return api.DecodeAs(kind, raw)
+}
+
+func plural(k api.Kind) (string, error) {
+	d, ok := api.Lookup(string(k))
+	if !ok {
+		return "", errs.New(errs.Invalid, "unknown kind %q", k)
+	}
+	return "/v1/" + d.Plural, nil
+}
+
+// place is the path and query of an object.
+func place(ref api.Ref) (string, url.Values, error) {
+	p, err := plural(ref.Kind)
+	if err != nil {
+		return "", nil, err
+	}
+	if ref.Name == "" {
+		return "", nil, errs.New(errs.Invalid, "%s: a name is needed", ref)
+	}
+	q := url.Values{}
+	if ref.Tenant != "" {
+		q.Set("tenant", ref.Tenant)
+	}
+	return p + "/" + url.PathEscape(ref.Name), q, nil
+}
+
+// Get reads one object.
+func (s *Store) Get(ctx context.Context, ref api.Ref) (api.Object, error) {
+	path, q, err := place(ref)
+	if err != nil {
+		return nil, err
+	}
+	return s.object(ctx, request{method: "GET", path: path, query: q}, ref.Kind)
+}
+
+// List reads the chosen objects.
+func (s *Store) List(ctx context.Context, sel api.Selector) ([]api.Object, int64, error) {
+	path, q, err := listPlace(sel)
+	if err != nil {
+		return nil, 0, err
+	}
+	if sel.Limit > 0 && sel.Kind != "" {
+		q.Set("limit", strconv.Itoa(sel.Limit))
+	}
+	if sel.After != "" && sel.Kind != "" {
+		q.Set("after", base64.RawURLEncoding.EncodeToString([]byte(sel.After)))
+	}
+	if sel.MinRev > 0 {
+		q.Set("minRevision", strconv.FormatInt(sel.MinRev, 10))
+	}
+	var in struct {
+		Revision int64             `json:"revision"`
+		Items    []json.RawMessage `json:"items"`
+	}
+	if err := s.json(ctx, request{method: "GET", path: path, query: q}, &in); err != nil {
+		return nil, 0, err
+	}
+	out := make([]api.Object, len(in.Items))
+	for i, raw := range in.Items {
+		if out[i], err = decode(sel.Kind, raw); err != nil {
+			return nil, 0, err
+		}
+	}
+	return out, in.Revision, nil
+}
+
+func decode(k api.Kind, raw []byte) (api.Object, error) {
+	if k == "" {
+		return api.Decode(raw)
+	}
+	return api.DecodeAs(k, raw)
+}
+
+func listPlace(sel api.Selector) (string, url.Values, error) {
+	path, err := "/v1/all", error(nil)
+	if sel.Kind != "" {
+		if path, err = plural(sel.Kind); err != nil {
+			return "", nil, err
+		}
+	}
+	q := url.Values{}
+	put := func(k, v string) {
+		if v != "" {
+			q.Set(k, v)
+		}
+	}
+	put("tenant", sel.Tenant)
+	put("name", sel.Name)
+	if sel.Nested {
+		q.Set("nested", "true")
+	}
+	labels, err := labelText(sel.Labels)
+	if err != nil {
+		return "", nil, err
+	}
+	put("labels", labels)
+	var fields []string
+	for k, v := range sel.Fields {
+		fields = append(fields, k+"="+v)
+	}
+	put("fields", strings.Join(fields, ","))
+	return path, q, nil
+}
+
+// labelText writes what api.ParseLabels reads.
+func labelText(terms []api.LabelTerm) (string, error) {
+	var out []string
+	for _, t := range terms {
+		switch {
+		case t.Values == nil && t.Not:
+			out = append(out, "!"+t.Key)
+		case t.Values == nil:
+			out = append(out, t.Key)
+		case t.Not: // in none of them: unequal to each
+			for _, v := range t.Values {
+				out = append(out, t.Key+"!="+v)
+			}
+		case len(t.Values) == 1:
+			out = append(out, t.Key+"="+t.Values[0])
+		default:
+			out = append(out, t.Key+" in ("+strings.Join(t.Values, " ")+")")
+		}
+		for _, v := range t.Values {
+			if strings.ContainsAny(v, ",() ") {
+				return "", errs.New(errs.Invalid, "label selector %s: %q cannot be a value", t.Key, v)
+			}
+		}
+	}
+	return strings.Join(out, ","), nil
+}
+
+type wireOp struct {
+	Verb   string          `json:"verb"`
+	Object json.RawMessage `json:"object,omitempty"`
+	Ref    *api.Ref        `json:"ref,omitempty"`
+	Rev    int64           `json:"rev"`
+}
+
+type wireCommit struct {
+	Full bool     `json:"full,omitempty"`
+	Ops  []wireOp `json:"ops"`
+}
+
+// Result is what became of one op: created, updated, unchanged, deleted, deleting or checked.
+type Result struct {
+	Action string
+	Object api.Object // as it is now; nil for a check
+}
+
+// Commit applies all ops or none.
+func (s *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
+	if err := store.CheckOps(ops); err != nil {
+		return 0, err
+	}
+	_, rev, err := s.commit(ctx, ops, s.cfg.Full, false)
+	return rev, err
+}
+
+// Apply is Commit as a user means it (see the package comment), also with
+// Config.Full, and tells what became of each op. dry changes nothing.
+func (s *Store) Apply(ctx context.Context, dry bool, ops ...store.Op) ([]Result, int64, error) {
+	return s.commit(ctx, ops, false, dry)
+}
+
+func (s *Store) commit(ctx context.Context, ops []store.Op, full, dry bool) ([]Result, int64, error) {
+	body := wireCommit{Full: full, Ops: make([]wireOp, len(ops))}
+	for i, op := range ops {
+		w := wireOp{Rev: op.Rev}
+		switch op.Verb {
+		case store.Put:
+			b, err := api.Encode(op.Object)
+			if err != nil {
+				return nil, 0, errs.New(errs.Internal, "encode %s: %w", op.Target(), err)
+			}
+			w.Verb, w.Object = "put", b
+		case store.Delete:
+			w.Verb, w.Ref = "delete", &op.Ref
+		default:
+			ref := op.Target()
+			w.Verb, w.Ref = "check", &ref
+		}
+		body.Ops[i] = w
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, 0, errs.New(errs.Internal, "encode commit: %w", err)
+	}
+	q := url.Values{}
+	if dry {
+		q.Set("dryRun", "true")
+	}
+	var in struct {
+		Revision int64 `json:"revision"`
+		Results  []struct {
+			Action string          `json:"action"`
+			Object json.RawMessage `json:"object"`
+		} `json:"results"`
+	}
+	if err := s.json(ctx, request{method: "POST", path: "/v1/commit", query: q, body: bytes.NewReader(b)}, &in); err != nil {
+		return nil, 0, err
+	}
+	out := make([]Result, len(in.Results))
+	for i, r := range in.Results {
+		out[i].Action = r.Action
+		if len(r.Object) == 0 {
+			continue
+		}
+		if out[i].Object, err = api.Decode(r.Object); err != nil {
+			return nil, 0, err
+		}
+	}
+	return out, in.Revision, nil
+}
+
+// Create makes one object and gives it as the server made it: with its UID, for an
+// instance without a name the invented one, for a token its secret. With a key
+// (any unique text) it may be repeated safely.
+func (s *Store) Create(ctx context.Context, o api.Object, key string) (api.Object, error) {
+	path, err := plural(o.ObjectKind())
+	if err != nil {
+		return nil, err
+	}
+	b, err := api.Encode(o)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "encode %s: %w", api.RefOf(o), err)
+	}
+	in := request{method: "POST", path: path, body: bytes.NewReader(b)}
+	if key != "" {
+		in.header = map[string]string{"Idempotency-Key": key}
+	}
+	return s.object(ctx, in, o.ObjectKind())
+}
+
+// Replace writes spec, labels and annotations of an object that must still be at
+// its metadata.revision (0: at any).
+func (s *Store) Replace(ctx context.Context, o api.Object) (api.Object, error) {
+	path, q, err := place(api.RefOf(o))
+	if err != nil {
+		return nil, err
+	}
+	b, err := api.Encode(o)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "encode %s: %w", api.RefOf(o), err)
+	}
+	return s.object(ctx, request{method: "PUT", path: path, query: q, body: bytes.NewReader(b)}, o.ObjectKind())
+}
+
+// Patch changes what a merge patch (RFC 7396) names; rev 0 is any revision.
+func (s *Store) Patch(ctx context.Context, ref api.Ref, patch any, rev int64) (api.Object, error) {
+	path, q, err := place(ref)
+	if err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(patch)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "encode patch: %w", err)
+	}
+	h := map[string]string{"Content-Type": "application/merge-patch+json"}
+	match(h, rev)
+	return s.object(ctx, request{method: "PATCH", path: path, query: q, header: h, body: bytes.NewReader(b)}, ref.Kind)
+}
+
+// Delete asks for the removal of an object; rev 0 is any revision. It gives the
+// last state; where its metadata.deletedAt is set, it goes when all is cleaned up.
+func (s *Store) Delete(ctx context.Context, ref api.Ref, rev int64) (api.Object, error) {
+	path, q, err := place(ref)
+	if err != nil {
+		return nil, err
+	}
+	h := map[string]string{}
+	match(h, rev)
+	return s.object(ctx, request{method: "DELETE", path: path, query: q, header: h}, ref.Kind)
+}
+
+func match(h map[string]string, rev int64) {
+	if rev > 0 {
+		h["If-Match"] = fmt.Sprintf("%q", strconv.FormatInt(rev, 10))
+	}
+}
+
+// Report writes the status of an object, for agents; rev 0 is any revision.
+func (s *Store) Report(ctx context.Context, o api.Object, rev int64) (api.Object, error) {
+	path, q, err := place(api.RefOf(o))
+	if err != nil {
+		return nil, err
+	}
+	b, err := api.Encode(o)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "encode %s: %w", api.RefOf(o), err)
+	}
+	h := map[string]string{}
+	match(h, rev)
+	return s.object(ctx, request{method: "PUT", path: path + "/status", query: q, header: h, body: bytes.NewReader(b)}, o.ObjectKind())
+}
