@@ -73,7 +73,9 @@ type ImageRequest struct {
 	Verb      string `json:"verb"` // pull, import, export, push
 	Tenant    string `json:"tenant"`
 	Reference string `json:"reference"`
-	Platform  string `json:"platform,omitempty"` // os/arch; default: the node's
+	// Destination is where a push goes, and the new name of a tag.
+	Destination string `json:"destination,omitempty"`
+	Platform    string `json:"platform,omitempty"` // os/arch; default: the node's
 	// Auth is "user:password" or a bearer token for the registry, used once and never kept or logged.
 	Auth   string   `json:"auth,omitempty"`
 	Format string   `json:"format,omitempty"` // import: auto, rootfs, oci, docker; export: oci, docker

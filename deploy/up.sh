@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Sets up and starts a pool of one host, with a demo tenant and instance. Running it again is harmless.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+row() { printf '  %-10s %-70s %s\n' "$1" "$2" "$3"; }
+fail() { printf 'error: %s\n' "$1" >&2; [ -n "${2:-}" ] && printf '  what would help: %s\n' "$2" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || fail "make up needs root: it installs packages and makes namespaces" "sudo make up"
+command -v go >/dev/null || fail "Go is not installed" "https://go.dev/dl (version 1.26 or later)"
+
+row packages "$(deploy/packages.sh)" ok
+make -s build
+row build "bin/atoll bin/atolld bin/atoll-init" ok
+for b in atoll atolld; do
+  # A running binary cannot be overwritten, but it can be replaced.
+  cp "bin/$b" "/usr/local/bin/.$b.new" && mv "/usr/local/bin/.$b.new" "/usr/local/bin/$b"
+done
+
+ready() { atoll version --server-only >/dev/null 2>&1; }
+now() { date +%s%3N; }
+started=""
+t0=$(now)
+if [ -d /run/systemd/system ]; then
+  install -m 644 deploy/atolld.service /etc/systemd/system/atolld.service
+  systemctl daemon-reload
+  systemctl enable -q atolld
+  systemctl restart atolld
+  where="systemd unit atolld (journalctl -u atolld)"
+  started=yes
+else
+  mkdir -p /var/log/atoll /run/atoll
+  old=$(cat /run/atoll/atolld.pid 2>/dev/null || true)
+  if [ -n "$old" ] && [ "$(readlink "/proc/$old/exe" 2>/dev/null | sed 's/ (deleted)$//')" = /usr/local/bin/atolld ]; then
+    if [ "$(readlink "/proc/$old/exe")" != /usr/local/bin/atolld ]; then
+      # The binary was replaced: the new one takes over; instances run on meanwhile.
+      kill "$old"
+      for _ in $(seq 200); do kill -0 "$old" 2>/dev/null || break; sleep 0.05; done
+      old=""
+    fi
+  else
+    old=""
+  fi
+  if [ -z "$old" ]; then
+    t0=$(now)
+    setsid nohup /usr/local/bin/atolld up >>/var/log/atoll/atolld.log 2>&1 </dev/null &
+    started=yes
+  fi
+fi
+for _ in $(seq 600); do ready && break; sleep 0.02; done
+took=$(( $(now) - t0 ))
+if ! ready; then
+  [ -d /run/systemd/system ] && journalctl -u atolld -n 20 --no-pager >&2 || tail -n 20 /var/log/atoll/atolld.log >&2
+  fail "atolld did not become ready" "atolld doctor"
+fi
+[ -n "${where:-}" ] || where="pid $(cat /run/atoll/atolld.pid), log /var/log/atoll/atolld.log"
+if [ -n "$started" ]; then row start "atolld up  ($where)" "ready in $(awk "BEGIN{printf \"%.2f\", $took/1000}") s"
+else row start "atolld up  ($where)" "runs already"; fi
+
+if ! atoll get tenant/demo -o name >/dev/null 2>&1; then
+  atoll tenant create demo --guarantee cpu=500m,memory=512Mi --limit cpu=2 >/dev/null
+fi
+row tenant "demo   guarantee cpu 500m memory 512Mi   limit cpu 2" ok
+
+port=""
+if atoll get instance/web --tenant demo -o name >/dev/null 2>&1; then
+  note="runs already"
+else
+  for p in $(seq 8080 8099); do
+    if ! (exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null; then port=$p; break; fi
+  done
+  [ -n "$port" ] || fail "the ports 8080 to 8099 are all in use on this host"
+  t1=$(now)
+  atoll run -d --quiet --tenant demo --name web --cpu 250m --memory 64Mi --limit cpu=250m,memory=64Mi \
+    -p "127.0.0.1:$port:80" --health-http 80/ busybox httpd -f -p 80 -h /var/www >/dev/null
+  note="running in $(( $(now) - t1 )) ms"
+fi
+json=$(atoll get instance/web --tenant demo -o json)
+addr=$(sed -n 's/.*"address": *"\([0-9.]*\)".*/\1/p' <<<"$json" | head -n 1)
+port=$(sed -n 's/.*"publish": *\([0-9]*\).*/\1/p' <<<"$json" | head -n 1)
+row instance "demo/web  container  $addr  published 127.0.0.1:$port" "$note"
+
+for _ in $(seq 100); do
+  busybox wget -q -O /dev/null "http://127.0.0.1:$port/" 2>/dev/null && { ok=yes; break; }
+  sleep 0.05
+done
+[ -n "${ok:-}" ] || fail "http://127.0.0.1:$port/ does not answer" "atoll why instance/web --tenant demo"
+row check "GET http://127.0.0.1:$port/" "200 OK"
+[ -s "${HOME:-/root}/.config/atoll/config.yaml" ] || atoll use demo >/dev/null
+atoll node summary 2>/dev/null || true
+echo "Try:  atoll run --rm -it busybox sh     atoll top     atoll why instance/web     make down"
