@@ -1,0 +1,218 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"atoll/api"
+	"atoll/internal/errs"
+)
+
+// doc is one object of a file, and where it was.
+type doc struct {
+	obj    api.Object
+	source string // file, and number of the document when there are several
+}
+
+const (
+	maxFile = 4 << 20
+	maxDocs = 5000
+)
+
+// readDocs reads every object of files, directories and "-". Objects without a
+// tenant get the chosen one. What creates comes before what uses it: tenants first.
+func (c *call) readDocs(ctx context.Context, paths []string, recursive bool) ([]doc, error) {
+	var docs []doc
+	for _, p := range paths {
+		files := []string{p}
+		if st, err := os.Stat(p); p != "-" && err == nil && st.IsDir() {
+			if files, err = filesIn(p, recursive); err != nil {
+				return nil, err
+			}
+		}
+		for _, f := range files {
+			more, err := c.readFile(f)
+			if err != nil {
+				return nil, err
+			}
+			docs = append(docs, more...)
+		}
+	}
+	if len(docs) == 0 {
+		return nil, errs.New(errs.Invalid, "%s holds no objects", strings.Join(paths, ", ")).WithHint("objects are written in .yaml, .yml or .json files; -R looks into directories inside")
+	}
+	if len(docs) > maxDocs {
+		return nil, errs.New(errs.Invalid, "%d objects are more than %d at once", len(docs), maxDocs)
+	}
+	seen := map[api.Ref]string{}
+	for _, d := range docs {
+		def, _ := api.Lookup(string(d.obj.ObjectKind()))
+		m := d.obj.Metadata()
+		if def.Tenanted && m.Tenant == "" {
+			t, err := c.tenant(ctx)
+			if err != nil {
+				return nil, err
+			}
+			m.Tenant = t
+		}
+		r := api.RefOf(d.obj)
+		if other, twice := seen[r]; twice {
+			return nil, errs.New(errs.Invalid, "%s is in %s and in %s", r, other, d.source)
+		}
+		seen[r] = d.source
+	}
+	slices.SortStableFunc(docs, func(a, b doc) int { return applyRank(a.obj) - applyRank(b.obj) })
+	return docs, nil
+}
+
+// applyRank orders kinds by who needs whom; nested tenants come after their parents.
+func applyRank(o api.Object) int {
+	order := []api.Kind{api.KindTenant, api.KindUser, api.KindRole, api.KindRoleBinding, api.KindToken, api.KindPriorityClass, api.KindNode, api.KindImage}
+	i := slices.Index(order, o.ObjectKind())
+	if i < 0 {
+		i = len(order)
+	}
+	return i*10 + strings.Count(o.Metadata().Name, "/")
+}
+
+func filesIn(dir string, recursive bool) ([]string, error) {
+	var out []string
+	err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir() && p != dir && (!recursive || strings.HasPrefix(e.Name(), ".")):
+			return filepath.SkipDir
+		case e.IsDir():
+			return nil
+		}
+		if ext := strings.ToLower(filepath.Ext(p)); ext == ".yaml" || ext == ".yml" || ext == ".json" {
+			out = append(out, p)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "read %s: %w", dir, err)
+	}
+	return out, nil // WalkDir goes in the order of names
+}
+
+func (c *call) readFile(path string) ([]doc, error) {
+	var b []byte
+	var err error
+	if path == "-" {
+		path = "standard input"
+		b, err = readAll(c.In, path, maxFile)
+	} else {
+		b, err = readBounded(path, maxFile)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errs.New(errs.NotFound, "%s is not there", path)
+	}
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "read %s: %w", path, err)
+	}
+	return parseDocs(path, b)
+}
+
+// parseDocs reads YAML documents or JSON, lists among them.
+func parseDocs(path string, b []byte) ([]doc, error) {
+	parts := splitYAML(b)
+	var docs []doc
+	var problems []error
+	for i, part := range parts {
+		source := path
+		if len(parts) > 1 {
+			source = fmt.Sprintf("%s, document %d", path, i+1)
+		}
+		raw, err := yaml.YAMLToJSONStrict(part)
+		if err != nil {
+			problems = append(problems, errs.New(errs.Invalid, "%s: %s", source, strings.TrimPrefix(err.Error(), "yaml: ")))
+			continue
+		}
+		if string(raw) == "null" {
+			continue // an empty document
+		}
+		more, err := decodeDoc(source, raw)
+		if err != nil {
+			problems = append(problems, err)
+		}
+		docs = append(docs, more...)
+	}
+	return docs, joinInvalid(problems)
+}
+
+// decodeDoc reads one object, or the items of a List.
+func decodeDoc(source string, raw []byte) ([]doc, error) {
+	var l struct {
+		Kind  string            `json:"kind"`
+		Items []json.RawMessage `json:"items"`
+	}
+	if json.Unmarshal(raw, &l) == nil && strings.HasSuffix(l.Kind, "List") {
+		var docs []doc
+		for i, item := range l.Items {
+			more, err := decodeDoc(fmt.Sprintf("%s, item %d", source, i+1), item)
+			if err != nil {
+				return nil, err
+			}
+			docs = append(docs, more...)
+		}
+		return docs, nil
+	}
+	o, err := api.DecodeStrict(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", source, err)
+	}
+	return []doc{{obj: o, source: source}}, nil
+}
+
+// joinInvalid makes several problems one error, each on a line.
+func joinInvalid(list []error) error {
+	switch len(list) {
+	case 0:
+		return nil
+	case 1:
+		return list[0]
+	}
+	t := &told{err: errs.New(errs.Invalid, "%s; nothing was changed", plural(len(list), "problem"))}
+	for _, e := range list {
+		t.details = append(t.details, e.Error())
+	}
+	return t
+}
+
+// splitYAML cuts at lines that are "---", which ends a document wherever it stands.
+func splitYAML(b []byte) [][]byte {
+	var out [][]byte
+	start := 0
+	flush := func(end int) {
+		if part := bytes.TrimSpace(b[start:end]); len(part) > 0 {
+			out = append(out, b[start:end])
+		}
+	}
+	for i := 0; i < len(b); {
+		end := bytes.IndexByte(b[i:], '\n')
+		next := len(b)
+		if end >= 0 {
+			next = i + end + 1
+		}
+		line := bytes.TrimRight(b[i:next], " \t\r\n")
+		if bytes.Equal(line, []byte("---")) || bytes.HasPrefix(line, []byte("--- ")) {
+			flush(i)
+			start = i + 3 // what follows on the line belongs to the next document
+		}
+		i = next
+	}
+	flush(len(b))
+	return out
+}

@@ -1,0 +1,134 @@
+package cli
+
+import (
+	"context"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"atoll/api"
+	"atoll/internal/errs"
+)
+
+func useVerb() Verb {
+	clear := false
+	return Verb{
+		Use: "use [TENANT]", Group: groupSetup, Max: 1, Short: "Choose the tenant that is meant when none is named",
+		Long:    "Use keeps the choice in ~/.config/atoll/config.yaml. Without an argument it shows the choice; --clear takes it back. --tenant and ATOLL_TENANT outrank it.",
+		Example: "  atoll use acme\n  atoll use acme/research\n  atoll use --clear",
+		Flags:   func(fs *pflag.FlagSet) { fs.BoolVar(&clear, "clear", false, "choose none") },
+		Run:     func(ctx context.Context, c *call) error { return runUse(ctx, c, clear) }, Complete: completeTenants,
+	}
+}
+
+func runUse(ctx context.Context, c *call, clear bool) error {
+	f, err := c.config()
+	if err != nil {
+		return err
+	}
+	switch {
+	case clear:
+		f.Tenant = ""
+		c.note("no tenant is chosen")
+		return c.saveConfig(f)
+	case len(c.args) == 0:
+		t, err := c.tenant(ctx)
+		if err == nil {
+			c.say("%s", t)
+		}
+		return err
+	}
+	name := strings.Trim(c.args[0], "/")
+	if !api.ValidTenantPath(name) {
+		return errs.InvalidFields("use", []errs.Field{{Field: "tenant", Value: name, Rule: "must be names joined by /", Example: "acme/research"}})
+	}
+	if _, err := c.get(ctx, api.Ref{Kind: api.KindTenant, Name: name}); err != nil {
+		return err
+	}
+	f.Tenant = name
+	if err := c.saveConfig(f); err != nil {
+		return err
+	}
+	c.say("commands now mean tenant %s", name)
+	return nil
+}
+
+type loginOptions struct{}
+
+func loginVerb() Verb {
+	o := &loginOptions{}
+	return Verb{
+		Use: "login URL", Group: groupSetup, Min: 1, Max: 1, Short: "Use a server over the network",
+		Long: `Login checks a token against a server and keeps both: the address in
+~/.config/atoll/config.yaml, the token in a file beside it that only you can read.
+The token is read from --token-file, ATOLL_TOKEN or the terminal (not shown), or
+from standard input; it is never an argument, where others could see it.
+'atoll login local' goes back to this host's own daemon.`,
+		Example: "  atoll login https://isle1:7443 --ca-file ca.pem\n  atoll login https://isle1:7443 < ci.token\n  atoll login local",
+		Run:     o.run,
+	}
+}
+
+func (o *loginOptions) run(ctx context.Context, c *call) error {
+	f, err := c.config()
+	if err != nil {
+		return err
+	}
+	tokenPath := filepath.Join(filepath.Dir(c.configPath()), "token")
+	if c.args[0] == "local" {
+		f.Server, f.TokenFile, f.CAFile = "", "", ""
+		if err := os.Remove(tokenPath); err != nil && !os.IsNotExist(err) {
+			return err
+		}
+		c.note("commands go to this host's daemon")
+		return c.saveConfig(f)
+	}
+	u, err := url.Parse(c.args[0])
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
+		return errs.New(errs.Invalid, "%q is not the URL of a server", c.args[0]).WithHint("such as https://isle1:7443")
+	}
+	token := c.Getenv("ATOLL_TOKEN")
+	switch {
+	case c.global.tokenFile != "":
+		if token, err = readToken(c.global.tokenFile); err != nil {
+			return err
+		}
+	case token != "":
+	case c.Term.InIs():
+		c.note("Token for %s (not shown):", u.Host)
+		token, err = c.Term.Password()
+	default:
+		token, err = readLine(c.In)
+	}
+	if token = strings.TrimSpace(token); token == "" {
+		return errs.New(errs.Invalid, "no token was given").WithHint("make one on the server: atoll token create NAME")
+	}
+	ca := f.CAFile
+	if c.global.caFile != "" {
+		if ca, err = filepath.Abs(c.global.caFile); err != nil {
+			return err
+		}
+	}
+	s := Settings{Server: strings.TrimSuffix(u.String(), "/"), Token: token, CAFile: ca}
+	cl, err := c.Dial(s)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	id, err := cl.WhoAmI(ctx)
+	if err != nil {
+		return err
+	}
+	if err := writePrivate(tokenPath, []byte(token+"\n")); err != nil {
+		return err
+	}
+	f.Server, f.TokenFile, f.CAFile = s.Server, tokenPath, ca
+	if err := c.saveConfig(f); err != nil {
+		return err
+	}
+	c.say("logged in to %s as %s", u.Host, id.User)
+	return nil
+}

@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"atoll/api"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+// powerOptions are start, stop and restart: one change of the spec for each instance.
+type powerOptions struct {
+	waiting
+	labels string
+	now    bool
+	verb   string
+	change func(o *powerOptions, in *api.Instance) // on a copy
+	done   func(in *api.Instance) (bool, error)
+	word   string
+}
+
+func (o *powerOptions) flags(fs *pflag.FlagSet) {
+	fs.StringVarP(&o.labels, "selector", "l", "", "instances with these labels")
+	o.waiting.flags(fs, "it is "+o.word, true)
+	if o.verb != "start" {
+		fs.BoolVar(&o.now, "now", false, "kill it at once instead of asking it to end")
+	}
+}
+
+func startVerb() Verb {
+	o := &powerOptions{verb: "start", word: "running",
+		change: func(_ *powerOptions, in *api.Instance) {
+			if !in.Spec.Stopped && ended(in) {
+				in.Spec.Restarts++ // it ended by itself and is to run once more
+			}
+			in.Spec.Stopped = false
+		},
+		done: func(in *api.Instance) (bool, error) {
+			if in.Status.RestartsIn < in.Spec.Restarts {
+				return false, nil
+			}
+			return started(in, false)
+		}}
+	return Verb{Use: "start INSTANCE…", Group: groupRun, Max: -1, Short: "Start stopped instances",
+		Example: "  atoll start web\n  atoll start -l app=web", Flags: o.flags, Run: o.run, Complete: completeInstances(-1)}
+}
+
+func stopVerb() Verb {
+	o := &powerOptions{verb: "stop", word: "stopped",
+		change: func(o *powerOptions, in *api.Instance) {
+			in.Spec.Stopped = true
+			o.hurry(in)
+		},
+		done: func(in *api.Instance) (bool, error) {
+			s := in.StateOf()
+			return s == api.StateStopped || s == api.StateFailed, nil
+		}}
+	return Verb{Use: "stop INSTANCE…", Group: groupRun, Max: -1, Short: "Stop instances and keep them",
+		Long:    "Stop asks the process to end (spec.stopSignal), waits spec.stopTimeout, and then kills it. 'atoll start' starts it again.",
+		Example: "  atoll stop web\n  atoll stop --now web", Flags: o.flags, Run: o.run, Complete: completeInstances(-1)}
+}
+
+func restartVerb() Verb {
+	o := &powerOptions{verb: "restart", word: "running again",
+		change: func(o *powerOptions, in *api.Instance) {
+			in.Spec.Restarts++
+			in.Spec.Stopped = false
+			o.hurry(in)
+		},
+		done: func(in *api.Instance) (bool, error) {
+			if in.Status.RestartsIn < in.Spec.Restarts {
+				return false, nil
+			}
+			return started(in, false)
+		}}
+	return Verb{Use: "restart INSTANCE…", Group: groupRun, Max: -1, Short: "Stop instances and start them again",
+		Example: "  atoll restart web", Flags: o.flags, Run: o.run, Complete: completeInstances(-1)}
+}
+
+func ended(in *api.Instance) bool {
+	return in.Status.State == api.StateStopped || in.Status.State == api.StateFailed
+}
+
+func (o *powerOptions) hurry(in *api.Instance) {
+	if o.now {
+		var zero api.Duration
+		in.Spec.StopTimeout = &zero
+	}
+}
+
+func (o *powerOptions) run(ctx context.Context, c *call) error {
+	if len(c.args) == 0 && o.labels == "" {
+		return errs.New(errs.Invalid, "%s: no instance named", o.verb).WithHint("atoll %s NAME, or -l app=web", o.verb)
+	}
+	list, err := c.instances(ctx, c.args, o.labels)
+	if err != nil {
+		return err
+	}
+	for _, in := range list {
+		if in.DeletedAt != nil {
+			return errs.New(errs.Conflict, "%s is being removed", shortRef(in))
+		}
+	}
+	for i, in := range list {
+		if list[i], err = update(ctx, c, in, func(in *api.Instance) { o.change(o, in) }); err != nil {
+			return err
+		}
+	}
+	for _, in := range list {
+		if o.wait {
+			if err := o.await(ctx, c, in); err != nil {
+				return err
+			}
+		}
+		c.say("%s", in.Name)
+	}
+	return nil
+}
+
+func (o *powerOptions) await(ctx context.Context, c *call, in *api.Instance) error {
+	timeout := o.timeout
+	if o.verb != "start" && !c.flags.Changed("timeout") {
+		timeout = max(timeout, in.Spec.StopGrace()+30*time.Second)
+	}
+	return c.within(ctx, timeout, fmt.Sprintf("%s is %s", shortRef(in), o.word), func(ctx context.Context) error {
+		return c.waitFor(ctx, api.RefOf(in), func(obj api.Object, gone bool) (bool, error) {
+			if gone || obj.Metadata().UID != in.UID {
+				return o.verb == "stop", errGoneUnless(in, o.verb == "stop")
+			}
+			now := obj.(*api.Instance)
+			if now.Revision < in.Revision {
+				return false, nil
+			}
+			return o.done(now)
+		})
+	})
+}
+
+func errGoneUnless(in *api.Instance, fine bool) error {
+	if fine {
+		return nil
+	}
+	return errs.New(errs.Conflict, "%s was removed meanwhile", shortRef(in))
+}
+
+const maxConflicts = 10
+
+// update changes an object, reading it anew when somebody else was faster, and
+// gives the object as it was written. A change of nothing writes nothing.
+func update[T api.Object](ctx context.Context, c *call, o T, change func(T)) (T, error) {
+	cl, err := c.server()
+	if err != nil {
+		return o, err
+	}
+	for try := 0; ; try++ {
+		n := api.Clone(o)
+		change(n)
+		if same(o, n) {
+			return n, nil
+		}
+		if err := api.Check(n); err != nil {
+			return o, err
+		}
+		rev, err := cl.Commit(ctx, store.Update(n))
+		if err == nil {
+			n.Metadata().Revision = rev
+			return n, nil
+		}
+		if errs.KindOf(err) != errs.Conflict || try >= maxConflicts {
+			return o, err
+		}
+		if o, err = store.Get[T](ctx, cl, api.RefOf(o)); err != nil {
+			return o, err
+		}
+	}
+}
+
+// same compares objects by what is written of them.
+func same(a, b api.Object) bool {
+	x, err1 := api.Encode(a)
+	y, err2 := api.Encode(b)
+	return err1 == nil && err2 == nil && string(x) == string(y)
+}

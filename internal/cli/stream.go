@@ -1,0 +1,252 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+
+	"atoll/api"
+	"atoll/internal/errs"
+)
+
+// session is a person or program at one end of a live stream, and a process at the other.
+type session struct {
+	c      *call
+	stream Stream
+	stdin  bool
+	tty    bool
+	detach []byte // keys that end the session and leave the process alone; nil: none
+	// signals forwards Ctrl-C and its like; the third one forces an end.
+	signals bool
+	// interrupted may end the session at a signal instead of forwarding it: the error, or nil.
+	interrupted func() error
+	progress    *progress
+	// heard is closed at the first sign of life from the other side.
+	heard     chan struct{}
+	heardOnce sync.Once
+}
+
+var (
+	errDetached = errors.New("detached")
+	errForced   = errors.New("forced to end")
+)
+
+// run moves bytes until the stream ends, and returns the exit code it ended with.
+func (s *session) run(ctx context.Context) (code int, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer s.stream.Close()
+	defer cancel(nil)
+	if s.tty && s.c.Term.InIs() && s.stdin {
+		restore, err := s.c.Term.Raw()
+		if err != nil {
+			return 0, errs.New(errs.Unsupported, "take over the terminal: %w", err)
+		}
+		defer restore()
+	}
+	wg.Go(func() { // a blocked read ends when the stream is closed
+		<-ctx.Done()
+		_ = s.stream.Close()
+	})
+	wg.Go(func() { s.forwardSignals(ctx, cancel) })
+	if s.stdin {
+		// Not waited for: a read of a terminal cannot be taken back. It ends with the process.
+		go s.feed(cancel)
+	}
+	code, err = s.receive()
+	if cause := context.Cause(ctx); cause != nil {
+		return 0, cause
+	}
+	return code, err
+}
+
+// receive writes what comes until the exit frame.
+func (s *session) receive() (int, error) {
+	defer s.progress.end()
+	for {
+		ch, p, err := s.stream.Read()
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return 0, errs.New(errs.Unavailable, "the connection broke: %w", err).WithHint("the instance runs on: atoll attach NAME, atoll logs NAME")
+		}
+		switch ch {
+		case api.ChanStdout, api.ChanStderr:
+			s.progress.end()
+			s.alive()
+			w := s.c.Out
+			if ch == api.ChanStderr {
+				w = s.c.Err
+			}
+			if _, err := w.Write(p); err != nil {
+				return 0, err
+			}
+		case api.ChanMessage:
+			var m api.Progress
+			if json.Unmarshal(p, &m) == nil {
+				s.progress.update(m)
+			}
+		case api.ChanExit:
+			var e api.StreamExit
+			if err := json.Unmarshal(p, &e); err != nil {
+				return 0, errs.New(errs.Internal, "exit of the stream: %w", err)
+			}
+			return e.Code, exitError(e)
+		}
+	}
+}
+
+func (s *session) alive() {
+	s.heardOnce.Do(func() {
+		if s.heard != nil {
+			close(s.heard)
+		}
+	})
+}
+
+func exitError(e api.StreamExit) error {
+	if e.Kind == "" {
+		return nil
+	}
+	return &errs.Error{Kind: errs.Kind(e.Kind), Msg: first(e.Message, errs.Kind(e.Kind).Title()), Hint: e.Hint}
+}
+
+// feed sends standard input, watching for the detach keys.
+func (s *session) feed(cancel context.CancelCauseFunc) {
+	buf := make([]byte, 32<<10)
+	d := detacher{keys: s.detach}
+	for {
+		n, err := s.c.In.Read(buf)
+		if n > 0 {
+			out, hit := d.filter(buf[:n])
+			if len(out) > 0 && s.stream.Write(api.ChanStdin, out) != nil {
+				return // the reader of the stream tells why
+			}
+			if hit {
+				cancel(errDetached)
+				return
+			}
+		}
+		if err != nil {
+			if rest := d.flush(); len(rest) > 0 {
+				_ = s.stream.Write(api.ChanStdin, rest)
+			}
+			_ = s.stream.Write(api.ChanStdin, nil) // as above
+			return
+		}
+	}
+}
+
+// detacher finds a sequence of keys in what is typed. Keys that may be the
+// beginning of it are held back until it is clear that they are not.
+type detacher struct {
+	keys []byte
+	held int
+}
+
+func (d *detacher) filter(p []byte) (out []byte, hit bool) {
+	if len(d.keys) == 0 {
+		return p, false
+	}
+	out = make([]byte, 0, len(p)+d.held)
+	for _, b := range p {
+		for d.held > 0 && b != d.keys[d.held] {
+			// What was held may still end in a shorter beginning of the sequence.
+			out = append(out, d.keys[0])
+			d.held = border(d.keys[1:d.held], d.keys, &out)
+		}
+		if b != d.keys[d.held] {
+			out = append(out, b)
+			continue
+		}
+		if d.held++; d.held == len(d.keys) {
+			d.held = 0
+			return out, true
+		}
+	}
+	return out, false
+}
+
+// border keeps the longest end of held that begins keys and gives the rest out.
+func border(held, keys []byte, out *[]byte) int {
+	for n := len(held); n > 0; n-- {
+		if string(held[len(held)-n:]) == string(keys[:n]) {
+			*out = append(*out, held[:len(held)-n]...)
+			return n
+		}
+	}
+	*out = append(*out, held...)
+	return 0
+}
+
+func (d *detacher) flush() []byte {
+	rest := d.keys[:d.held]
+	d.held = 0
+	return rest
+}
+
+const forceAfter = 3 // signals; the first two are the process's to act on
+
+// forwardSignals sends signals and the size of the terminal until ctx ends.
+func (s *session) forwardSignals(ctx context.Context, cancel context.CancelCauseFunc) {
+	var want []os.Signal
+	if s.tty {
+		want = append(want, syscall.SIGWINCH)
+	}
+	if s.signals {
+		want = append(want, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
+	}
+	if len(want) == 0 {
+		return
+	}
+	ch, stop := s.c.Signals(want...)
+	defer stop()
+	names := map[os.Signal]string{syscall.SIGINT: "INT", syscall.SIGTERM: "TERM", syscall.SIGQUIT: "QUIT", syscall.SIGHUP: "HUP"}
+	for n := 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case sig := <-ch:
+			if sig == syscall.SIGWINCH {
+				_ = writeJSON(s.stream, api.ChanResize, s.c.Term.Size()) // a broken stream shows at its reader
+				continue
+			}
+			if s.interrupted != nil {
+				if err := s.interrupted(); err != nil {
+					cancel(err)
+					return
+				}
+			}
+			if n++; n >= forceAfter {
+				cancel(errForced)
+				return
+			}
+			if n == forceAfter-1 {
+				s.c.note("once more ends atoll without waiting for the process")
+			}
+			_ = s.stream.Write(api.ChanSignal, []byte(names[sig]))
+		}
+	}
+}
+
+// finish turns the end of a session into the end of the program.
+func (c *call) finish(code int, err error, ref api.Ref) error {
+	switch {
+	case errors.Is(err, errDetached):
+		c.note("\r\ndetached; %s runs on (back: atoll attach %s)", ref, ref.Name)
+		return nil
+	case errors.Is(err, errForced):
+		return exitCode(130)
+	case err != nil:
+		return err
+	case code != 0:
+		return exitCode(code)
+	}
+	return nil
+}
