@@ -337,3 +337,5 @@ func pull(t testing.TB, s *Store, scope, ref string) Info {
 }
 
 func newLogger() *log.Logger { return log.New(io.Discard, "", 0) }
+
+func newStoreOptions() Options { return Options{Clock: clock.Real{}, Platform: "linux/amd64"} }

@@ -146,7 +146,7 @@ func entryPath(name string) (string, error) {
 	if len(name) > maxPath || strings.ContainsRune(name, 0) {
 		return "", errs.New(errs.Invalid, "the path has more than %d bytes or holds a zero byte", maxPath)
 	}
-	parts := strings.Split(name, "/")
+	parts := strings.Split(strings.TrimRight(name, "/"), "/")
 	for i, p := range parts {
 		if p == ".." {
 			return "", errs.New(errs.Invalid, "the path leaves the layer")
@@ -181,7 +181,7 @@ func (a *applier) enter(dir string) error {
 		return nil
 	}
 	d, err := a.root.In(dir)
-	if errors.Is(err, stdfs.ErrNotExist) && dir != "" {
+	if (errors.Is(err, stdfs.ErrNotExist) || fs.IsNotDir(err)) && dir != "" {
 		if err = a.imply(dir); err == nil {
 			d, err = a.root.In(dir)
 		}

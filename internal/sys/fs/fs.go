@@ -291,3 +291,6 @@ func Allocated(fi os.FileInfo) (bytes int64, links uint64, inode uint64) {
 
 // IsNoSpace tells whether an error means that the disk, or a quota on it, is full.
 func IsNoSpace(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// IsNotDir tells whether a path could not be walked because something on it is no directory.
+func IsNotDir(err error) bool { return errors.Is(err, unix.ENOTDIR) }
