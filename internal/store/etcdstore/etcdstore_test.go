@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
 	"atoll/api"
 	"atoll/internal/errs"
 	"atoll/internal/store"
@@ -135,6 +137,76 @@ func TestReopenKeepsEverything(t *testing.T) {
 	tn, _, err := s.List(ctx, api.Selector{Kind: api.KindTenant})
 	if err != nil || len(tn) != 1 || tn[0].Metadata().Name != "acme/research" {
 		t.Fatalf("%+v %v", tn, err)
+	}
+}
+
+// A member takes the lead at once whatever it finds in its log.
+func TestReopenAfterAnyNumberOfCommits(t *testing.T) {
+	dir, ctx, total := t.TempDir(), context.Background(), 0
+	for _, n := range []int{0, 1, 98, 1, 1, 400, 498, 1, 1, 1, 120, 1500, 3, 0, 2600, 0, 40} {
+		s := embedded(t, dir)
+		var wg sync.WaitGroup
+		for w := range 10 {
+			wg.Go(func() {
+				for i := w; i < n; i += 10 {
+					if _, err := s.Commit(ctx, store.Create(thing(fmt.Sprintf("n%d", total+i)))); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		total += n
+		if objs, _, err := s.List(ctx, api.Selector{Kind: api.KindAssignment}); err != nil || len(objs) != total {
+			t.Fatalf("%d of %d are there, %v", len(objs), total, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A member that ended before it had a snapshot starts, too, with whatever it has logged.
+func TestStartWithoutSnapshot(t *testing.T) {
+	for _, n := range []int{0, 5, 300} {
+		dir, ctx := t.TempDir(), context.Background()
+		cfg, err := Config{DataDir: dir}.withDefaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ec, err := embedConfig(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ec.TickMs, ec.ElectionMs = 10, 50
+		lock, err := lockDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &member{lock: lock}
+		if err := m.run(ctx, ec, nil); err != nil {
+			t.Fatal(err)
+		}
+		s := &Store{cfg: cfg, root: "/atoll/o/", cl: v3client.New(m.server.Server), member: m, closing: func() {}}
+		for i := range n {
+			if _, err := s.Commit(ctx, store.Create(thing(fmt.Sprint("n", i)))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if hasSnapshot(ec.Dir) {
+			t.Fatal("the test is about a directory without snapshot")
+		}
+		s = embedded(t, dir)
+		if objs, _, err := s.List(ctx, api.Selector{Kind: api.KindAssignment}); err != nil || len(objs) != n {
+			t.Fatalf("%d of %d are there, %v", len(objs), n, err)
+		}
+		if !hasSnapshot(ec.Dir) {
+			t.Error("no snapshot was made")
+		}
 	}
 }
 
@@ -265,7 +337,10 @@ func TestFullDatabase(t *testing.T) {
 		return a
 	}
 	n := 0
-	for ; n < 60; n++ {
+	for ; n < 600; n++ {
+		if n%30 == 29 {
+			time.Sleep(batchInterval + 100*time.Millisecond) // etcd learns its size when it writes its file
+		}
 		if _, err = s.Commit(ctx, store.Create(big(n))); err != nil {
 			break
 		}

@@ -3,6 +3,7 @@ package etcdstore
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"go.uber.org/zap/zapcore"
 )
@@ -11,6 +12,7 @@ import (
 // the process: zap does that itself after writing.
 type zapCore struct {
 	log    *slog.Logger
+	least  zapcore.Level // warn unless set higher
 	fields []zapcore.Field
 }
 
@@ -25,13 +27,13 @@ func irrelevant(message string) bool {
 		"server has stopped; skipping GoAttach":
 		return true
 	}
-	return false
+	return strings.Contains(message, "cannot campaign at term") // see lead: asked too early, asked again
 }
 
-func (z zapCore) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel }
+func (z zapCore) Enabled(l zapcore.Level) bool { return l >= max(zapcore.WarnLevel, z.least) }
 
 func (z zapCore) With(f []zapcore.Field) zapcore.Core {
-	return zapCore{log: z.log, fields: append(append([]zapcore.Field(nil), z.fields...), f...)}
+	return zapCore{log: z.log, least: z.least, fields: append(append([]zapcore.Field(nil), z.fields...), f...)}
 }
 
 func (z zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
