@@ -1,0 +1,237 @@
+// Command share measures what a guarantee is worth: tenant A is guaranteed one of
+// two cores, tenant B runs fifty spinning best-effort instances and a memory hog.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"atoll/bench/lib"
+	"atoll/test/rig"
+)
+
+func main() {
+	lib.Enter()
+	span := flag.Duration("time", 6*time.Second, "how long each is measured")
+	rounds := flag.Int("rounds", 3, "rounds")
+	flag.Parse()
+	if runtime.NumCPU() < 2 {
+		lib.Fatal(fmt.Errorf("needs at least two cores"))
+	}
+	lib.WithPool(func(_ context.Context, p *rig.Pool) error { return measure(p, *span, *rounds) })
+}
+
+// spin counts how often it got round in a time, as work done.
+const spin = `end=$(( $(cut -d. -f1 /proc/uptime) + %d )); n=0; while [ $(cut -d. -f1 /proc/uptime) -lt $end ]; do i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; n=$((n+1)); done; echo $n`
+
+func measure(p *rig.Pool, span time.Duration, rounds int) error {
+	steps := [][]string{
+		{"tenant", "create", "a", "--guarantee", "cpu=1,memory=256Mi"},
+		{"tenant", "create", "b"},
+	}
+	for _, s := range steps {
+		if _, err := p.Do(s...); err != nil {
+			return err
+		}
+	}
+	secs := int(span.Seconds())
+	work := func(name string, extra ...string) (float64, error) {
+		args := append([]string{"run", "--rm", "--tenant", "a", "--name", name, "--network", "none"}, extra...)
+		out, err := p.Do(append(args, "busybox", "sh", "-c", fmt.Sprintf(spin, secs))...)
+		if err != nil {
+			return 0, err
+		}
+		return strconv.ParseFloat(strings.TrimSpace(out), 64)
+	}
+	halves := func() (float64, error) { return both(work) }
+
+	var alone, alone2, against, against2 []float64
+	for r := range rounds {
+		for _, m := range []struct {
+			into *[]float64
+			fn   func() (float64, error)
+		}{
+			{&alone, func() (float64, error) { return work(fmt.Sprint("w", r), "--cpu", "1") }},
+			{&alone2, halves},
+		} {
+			v, err := m.fn()
+			if err != nil {
+				return err
+			}
+			*m.into = append(*m.into, v)
+		}
+	}
+	idle, err := rest(p, span) // what B could have at most: everything nobody uses
+	if err != nil {
+		return err
+	}
+	if err := spinners(p, 50); err != nil {
+		return err
+	}
+	bAlone, err := used(p, "b", span)
+	if err != nil {
+		return err
+	}
+	for r := range rounds {
+		v, err := work(fmt.Sprint("x", r), "--cpu", "1")
+		if err != nil {
+			return err
+		}
+		against = append(against, v)
+		if v, err = halves(); err != nil {
+			return err
+		}
+		against2 = append(against2, v)
+	}
+	oom, err := hog(p)
+	if err != nil {
+		return err
+	}
+	a1, a2 := lib.Middle(against)/lib.Middle(alone), lib.Middle(against2)/lib.Middle(alone2)
+	b := bAlone / idle
+	fmt.Printf("A, one thread        %.0f alone, %.0f against 50 spinners: %.2f\n", lib.Middle(alone), lib.Middle(against), a1)
+	fmt.Printf("A, two half threads  %.0f alone, %.0f against 50 spinners: %.2f\n", lib.Middle(alone2), lib.Middle(against2), a2)
+	fmt.Printf("B while A sleeps     %.2f of %.2f idle cores: %.2f\n", bAlone, idle, b)
+	fmt.Printf("out-of-memory kills in A while B hogs memory: %d\n", oom)
+	lib.JSON(map[string]any{"bench": "share", "a_ratio": lib.Round(min(a1, a2), 3), "a_ratio_one": lib.Round(a1, 3), "a_ratio_two": lib.Round(a2, 3),
+		"b_ratio": lib.Round(b, 3), "oom_in_a": oom})
+	return nil
+}
+
+// both runs two workers of half a core at once and adds their work.
+func both(work func(string, ...string) (float64, error)) (float64, error) {
+	type res struct {
+		v   float64
+		err error
+	}
+	ch := make(chan res, 2)
+	for i := range 2 {
+		go func() {
+			v, err := work(fmt.Sprintf("h%d-%d", i, time.Now().UnixNano()), "--cpu", "500m", "--limit", "cpu=500m")
+			ch <- res{v, err}
+		}()
+	}
+	sum := 0.0
+	for range 2 {
+		r := <-ch
+		if r.err != nil {
+			return 0, r.err
+		}
+		sum += r.v
+	}
+	return sum, nil
+}
+
+func spinners(p *rig.Pool, n int) error {
+	for i := range n {
+		if _, err := p.Do("run", "-d", "--tenant", "b", "--name", fmt.Sprint("s", i), "--network", "none", "busybox", "sh", "-c", "while :; do :; done"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rest measures how many cores are idle when nothing of ours runs.
+func rest(_ *rig.Pool, span time.Duration) (float64, error) {
+	busy := func() (float64, error) {
+		b, err := os.ReadFile("/proc/stat")
+		if err != nil {
+			return 0, err
+		}
+		f := strings.Fields(strings.SplitN(string(b), "\n", 2)[0])
+		sum := 0.0
+		for i, v := range f[1:9] {
+			if i == 3 || i == 4 { // idle, iowait
+				continue
+			}
+			x, err := strconv.ParseFloat(v, 64)
+			if err != nil {
+				return 0, err
+			}
+			sum += x / 100
+		}
+		return sum, nil
+	}
+	a, err := busy()
+	if err != nil {
+		return 0, err
+	}
+	t0 := time.Now()
+	time.Sleep(span)
+	b, err := busy()
+	if err != nil {
+		return 0, err
+	}
+	return float64(runtime.NumCPU()) - (b-a)/time.Since(t0).Seconds(), nil
+}
+
+// used is how many cores a tenant uses, by the pool's own account.
+func used(p *rig.Pool, tenant string, span time.Duration) (float64, error) {
+	read := func() (cpu, at float64, err error) {
+		resp, err := p.Client().Get("http://atoll/v1/usage")
+		if err != nil {
+			return 0, 0, err
+		}
+		defer resp.Body.Close()
+		var u struct {
+			Tenants []struct {
+				Tenant string
+				Usage  struct {
+					At  time.Time
+					CPU float64
+				}
+			}
+		}
+		if err := json.NewDecoder(resp.Body).Decode(&u); err != nil {
+			return 0, 0, err
+		}
+		for _, t := range u.Tenants {
+			if t.Tenant == tenant {
+				return t.Usage.CPU / 1e9, float64(t.Usage.At.UnixNano()) / 1e9, nil
+			}
+		}
+		return 0, 0, fmt.Errorf("no usage of tenant %s", tenant)
+	}
+	c0, t0, err := read()
+	if err != nil {
+		return 0, err
+	}
+	time.Sleep(span)
+	c1, t1, err := read()
+	if err != nil {
+		return 0, err
+	}
+	return (c1 - c0) / (t1 - t0), nil
+}
+
+// hog lets B take all memory it can get while A uses what it was promised, and counts A's losses.
+func hog(p *rig.Pool) (int64, error) {
+	if _, err := p.Do("run", "-d", "--tenant", "a", "--name", "mem", "--network", "none", "--memory", "200Mi", "--restart", "never", "--tmpfs", "/m:size=180Mi",
+		"busybox", "sh", "-c", "dd if=/dev/zero of=/m/x bs=1M count=150 2>/dev/null; sleep 100000"); err != nil {
+		return 0, err
+	}
+	// It ends when the kernel kills it, or after a minute at most; either way B was at its ceiling.
+	cmd := p.Atoll("run", "--rm", "--tenant", "b", "--name", "hog", "--network", "none", "busybox", "sh", "-c",
+		"timeout 60 tail /dev/zero >/dev/null")
+	if err := cmd.Run(); err != nil {
+		if _, ok := err.(*exec.ExitError); !ok { //nolint:errorlint // the process's own end is what is wanted
+			return 0, err
+		}
+	}
+	out, err := p.Do("get", "instance/mem", "--tenant", "a", "-o", "json")
+	if err != nil {
+		return 0, err
+	}
+	if !strings.Contains(out, `"state": "running"`) && !strings.Contains(out, `"state":"running"`) {
+		return 1, nil
+	}
+	return 0, nil
+}
