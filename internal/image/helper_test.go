@@ -339,3 +339,10 @@ func pull(t testing.TB, s *Store, scope, ref string) Info {
 func newLogger() *log.Logger { return log.New(io.Discard, "", 0) }
 
 func newStoreOptions() Options { return Options{Clock: clock.Real{}, Platform: "linux/amd64"} }
+
+// blob tells how many bytes of a blob were served.
+func (g *reg) blob(h ggcr.Hash) int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.served[h.String()]
+}

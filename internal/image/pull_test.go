@@ -143,7 +143,7 @@ func TestPullResumesAfterBrokenConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	h, _ := big.Digest()
-	if got := g.served[h.String()]; got != size {
+	if got := g.blob(h); got != size {
 		t.Errorf("%d bytes of a layer of %d were served: some twice", got, size)
 	}
 	if !resumed {
@@ -183,11 +183,11 @@ func TestPullGoesOnInTheNextLife(t *testing.T) {
 	s = openStore(t, s.dir, Options{})
 	pull(t, s, "t", ref)
 	bs, _ := big.Size()
-	if got := g.served[h.String()]; got != bs {
+	if got := g.blob(h); got != bs {
 		t.Errorf("%d bytes of %d served", got, bs)
 	}
 	ss, _ := small.Size()
-	if got := g.served[hs.String()]; got != ss {
+	if got := g.blob(hs); got != ss {
 		t.Errorf("a whole blob was fetched again: %d of %d", got, ss)
 	}
 }
@@ -319,8 +319,8 @@ func TestConcurrentPullsShareDownloads(t *testing.T) {
 	}
 	wg.Wait()
 	h, _ := l.Digest()
-	if size, _ := l.Size(); g.served[h.String()] != size {
-		t.Errorf("%d bytes of %d served", g.served[h.String()], size)
+	if size, _ := l.Size(); g.blob(h) != size {
+		t.Errorf("%d bytes of %d served", g.blob(h), size)
 	}
 }
 
@@ -344,7 +344,7 @@ func TestTenantsCannotReachOthersLayersByDigest(t *testing.T) {
 	}
 	evil.set(nil, nil)
 	pull(t, s, "b", ref)
-	if evil.served[h.String()] == 0 {
+	if evil.blob(h) == 0 {
 		t.Error("not fetched by the tenant itself")
 	}
 }
