@@ -211,6 +211,7 @@ type specPlan struct {
 	ops     []store.Op
 	results []planned
 	loose   bool // some op named no revision
+	written map[api.Ref]bool
 }
 
 type planned struct {
@@ -248,13 +249,14 @@ func (p *specPlan) put(in CommitOp) error {
 		return err
 	}
 	ref := api.RefOf(next)
+	if err := p.once(ref); ref.Name != "" && err != nil {
+		return err
+	}
 	var old api.Object
 	if in.Rev != 0 && ref.Name != "" {
 		// The right comes first: nobody learns by an error whether something exists.
-		if _, roots := p.Auth.Roots(p.id, api.VerbUpdate, ref.Kind); len(roots) == 0 {
-			if err := p.Auth.Authorize(p.id, api.VerbUpdate, ref.Kind, auth.ScopeOf(api.VerbUpdate, next)); err != nil {
-				return err
-			}
+		if err := p.mayTouch(api.VerbUpdate, ref); err != nil && (in.Rev > 0 || p.mayTouch(api.VerbCreate, ref) != nil) {
+			return err
 		}
 		old, err = p.Store.Get(p.r.Context(), ref)
 		if err != nil && (errs.KindOf(err) != errs.NotFound || in.Rev != store.Any) {
@@ -285,6 +287,29 @@ func (p *specPlan) put(in CommitOp) error {
 	return nil
 }
 
+// once refuses to write one object twice.
+func (p *specPlan) once(ref api.Ref) error {
+	if p.written[ref] {
+		return errs.New(errs.Invalid, "%s is written twice", ref).WithHint("a commit changes each object once")
+	}
+	if p.written == nil {
+		p.written = map[api.Ref]bool{}
+	}
+	p.written[ref] = true
+	return nil
+}
+
+// mayTouch checks a right before an object is looked at. Where a binding or token
+// belongs only the object says: there, a right anywhere lets the caller look.
+func (p *specPlan) mayTouch(verb api.Verb, ref api.Ref) error {
+	if ref.Kind == api.KindRoleBinding || ref.Kind == api.KindToken {
+		if everywhere, roots := p.Auth.Roots(p.id, verb, ref.Kind); everywhere || len(roots) > 0 {
+			return nil
+		}
+	}
+	return p.Auth.Authorize(p.id, verb, ref.Kind, auth.ScopeOfRef(verb, ref))
+}
+
 func (p *specPlan) putNew(next api.Object) error {
 	if err := p.prepareCreate(next, nameSeed{}); err != nil {
 		return err
@@ -307,10 +332,11 @@ func (p *specPlan) delete(in CommitOp) error {
 	if d.ReadOnly {
 		return readOnly(d)
 	}
-	if _, roots := p.Auth.Roots(p.id, api.VerbDelete, d.Kind); len(roots) == 0 {
-		if err := p.Auth.Authorize(p.id, api.VerbDelete, d.Kind, auth.ScopeOfRef(api.VerbDelete, op.Ref)); err != nil {
-			return err
-		}
+	if err := p.once(op.Ref); err != nil {
+		return err
+	}
+	if err := p.mayTouch(api.VerbDelete, op.Ref); err != nil {
+		return err
 	}
 	old, err := p.Store.Get(p.r.Context(), op.Ref)
 	if err != nil {

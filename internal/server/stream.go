@@ -237,9 +237,12 @@ func (c *call) socket(open func(context.Context, json.RawMessage) (*tunnel.Strea
 	r := &relay{c: c, ws: ws}
 	st, err := r.openWhileReading(ctx, cancel, func(ctx context.Context) (*tunnel.Stream, error) { return open(ctx, params) })
 	if err != nil {
+		if ctx.Err() == nil { // else the caller left
+			err = endSocket(ctx, ws, err)
+		}
 		cancel()
 		r.wg.Wait()
-		return endSocket(context.WithoutCancel(ctx), ws, err)
+		return err
 	}
 	return r.run(ctx, cancel, st)
 }

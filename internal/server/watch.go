@@ -60,16 +60,23 @@ func (c *call) watch(sel api.Selector, q url.Values) error {
 	} else if err := l.list(sel, view); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(c.r.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() { l.beat(ctx, cancel) })
-	err = c.Store.Watch(ctx, sel, l.rev, func(ev store.Event) error { return l.event(ctx, ev) })
-	if cause := context.Cause(ctx); ctx.Err() != nil && c.r.Context().Err() == nil {
-		err = cause
-	}
-	cancel(nil)
-	wg.Wait()
+	err = l.follow(sel)
 	return l.end(err)
+}
+
+// follow sends changes until the caller leaves or must not see more. The heartbeat
+// has ended when it returns, also by a panic: nothing may write after the handler.
+func (l *lines) follow(sel api.Selector) error {
+	ctx, cancel := context.WithCancelCause(l.c.r.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	wg.Go(func() { l.beat(ctx, cancel) })
+	err := l.c.Store.Watch(ctx, sel, l.rev, func(ev store.Event) error { return l.event(ctx, ev) })
+	if ctx.Err() != nil && l.c.r.Context().Err() == nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // list sends what is there as if it were put just now.

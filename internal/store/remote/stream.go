@@ -87,8 +87,8 @@ func (c *Conn) Read() (ch byte, p []byte, err error) {
 		return 0, nil, c.ctx.Err()
 	case websocket.CloseStatus(err) == websocket.StatusNormalClosure:
 		return 0, nil, io.EOF
-	case err != nil:
-		return 0, nil, errs.New(errs.Unavailable, "the stream broke off: %w", err).WithHint("the server may be restarting; try again")
+	case err != nil: // not wrapped: the io.EOF inside would look like a good end
+		return 0, nil, errs.New(errs.Unavailable, "the stream broke off: %s", err.Error()).WithHint("the server may be restarting; try again")
 	case typ != websocket.MessageBinary || len(b) == 0:
 		return 0, nil, errs.New(errs.Invalid, "the stream has a message without a channel")
 	}
