@@ -57,6 +57,11 @@ func (s *Store) openPartial(scope string, d descriptor, tell func(api.Progress))
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", noSpace(err))
 	}
+	now := s.opt.Clock.Now() // GC goes by the age
+	if err := os.Chtimes(f.Name(), now, now); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("image store: %w", err)
+	}
 	p := &transfer{f: f, h: sha256.New(), desc: d, tell: tell}
 	if p.n, err = io.Copy(p.h, f); err == nil && p.n > d.Size {
 		err = p.restart()
@@ -83,11 +88,6 @@ func (p *transfer) Write(b []byte) (int, error) {
 	p.h.Write(b[:n])
 	p.n += int64(n)
 	return n, noSpace(err)
-}
-
-func (p *transfer) drop() {
-	p.f.Close()
-	os.Remove(p.f.Name())
 }
 
 func (p *transfer) digest() string { return "sha256:" + hex.EncodeToString(p.h.Sum(nil)) }

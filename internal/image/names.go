@@ -172,6 +172,13 @@ func (s *Store) List(scope string) []Info {
 	return s.sorted(func(i Info) bool { return i.Scope == scope })
 }
 
+// All gives the names of every scope, sorted: what this node has.
+func (s *Store) All() []Info {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sorted(func(Info) bool { return true })
+}
+
 func (s *Store) sorted(want func(Info) bool) []Info {
 	var out []Info
 	for _, i := range s.names {

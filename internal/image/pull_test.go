@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -627,5 +628,65 @@ func TestDamagedBlobIsFetchedAgain(t *testing.T) {
 	var buf bytes.Buffer
 	if err := s.Export(ctx, "", ref, "", &buf); !errors.Is(err, errs.NotFound) {
 		t.Fatal(err)
+	}
+}
+
+func TestRegistryWithoutRanges(t *testing.T) {
+	for what, fault := range map[string]func(w http.ResponseWriter, r *http.Request) bool{
+		"ignores": func(w http.ResponseWriter, r *http.Request) bool { r.Header.Del("Range"); return false },
+		"refuses": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Header.Get("Range") != "" {
+				w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+				return true
+			}
+			return false
+		},
+		"other part": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Header.Get("Range") != "" {
+				w.Header().Set("Content-Range", "bytes 0-9/1000")
+				w.WriteHeader(http.StatusPartialContent)
+				io.WriteString(w, "0123456789")
+				return true
+			}
+			return false
+		},
+	} {
+		s, g := newStore(t, Options{}), newRegistry(t)
+		l := gzLayer(t, file("f", noise(20, 500<<10)))
+		ref := g.push(t, "a:1", makeImage(t, l))
+		h, _ := l.Digest()
+		var n atomic.Int32
+		g.set(fault, func(w http.ResponseWriter, r *http.Request) http.ResponseWriter {
+			if isBlob(r) && strings.HasSuffix(r.URL.Path, h.String()) && n.Add(1) == 1 {
+				return &cutter{w, 100 << 10}
+			}
+			return w
+		})
+		if _, err := s.Pull(ctx, "", ref, PullOptions{}); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// The layers as the kernel sees them, mounted where nobody else can see the mount.
+func TestOverlayShowsTheImage(t *testing.T) {
+	s, g := newStore(t, Options{}), newRegistry(t)
+	ref := g.push(t, "a:1", makeImage(t,
+		gzLayer(t, dir("d/"), file("d/old", "1"), dir("o/"), file("o/hidden", "1"), file("gone", "1"), file("same", "low"), dir("r/"), file("r/hidden", "1")),
+		gzLayer(t, file(".wh.gone", ""), file("d/new", "2"), dir("o/"), file("o/.wh..wh..opq", ""), file("o/shown", "2"), file("same", "high"), file(".wh.r", ""), dir("r/"), file("r/shown", "2"))))
+	info := pull(t, s, "", ref)
+	root, err := s.Unpack(ctx, info.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := t.TempDir()
+	script := `mount --make-rprivate / 2>/dev/null; mount -t overlay overlay -o "lowerdir=$1:$2" "$3" || exit 42; cd "$3" && find . -type f | sort && cat same`
+	out, err := exec.Command("unshare", "-m", "sh", "-c", script, "sh", root.Layers[1], root.Layers[0], at).CombinedOutput()
+	var exit *exec.ExitError
+	if errors.Is(err, exec.ErrNotFound) || errors.As(err, &exit) && exit.ExitCode() == 42 {
+		t.Skipf("cannot mount an overlay here: %s", out)
+	}
+	if want := "./d/new\n./d/old\n./o/shown\n./r/shown\n./same\nhigh"; err != nil || string(out) != want {
+		t.Errorf("got %q %v\nwant %q", out, err, want)
 	}
 }
