@@ -104,6 +104,7 @@ type Ledger struct {
 type LedgerSpec struct {
 	Requested Resources `json:"requested,omitempty" doc:"sum of the requests of all admitted instances, and counts"`
 	Promised  Resources `json:"promised,omitempty" doc:"sum of the guarantees of the tenants directly inside"`
+	Reserved  Resources `json:"reserved,omitempty" doc:"pool only: sum over the top tenants of what is larger, guarantee or requested; the rest is free for all"`
 	NextUID   uint32    `json:"nextUid,omitempty" doc:"pool only: where the next tenant's range of host user IDs starts"`
 }
 

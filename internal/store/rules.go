@@ -33,24 +33,36 @@ func CheckOps(ops []Op) error {
 	return nil
 }
 
+// Refused is the error of a commit that names which op's object was not as expected.
+type Refused struct {
+	Ref   api.Ref
+	cause *errs.Error
+}
+
+func (r *Refused) Error() string { return r.cause.Error() }
+
+// Unwrap gives the error with its kind.
+func (r *Refused) Unwrap() error { return r.cause }
+
 // Judge says whether op may go ahead when its target is at revision have (0: not
-// there). All stores use it, so that they answer alike.
+// there). All stores use it, so that they answer alike. The error is a *Refused.
 func Judge(op Op, have int64) error {
 	ref := op.Target()
+	refuse := func(e *errs.Error) error { return &Refused{Ref: ref, cause: e} }
 	switch {
 	case op.Rev == Any && (op.Verb != Delete || have != 0), op.Rev == have:
 		return nil
 	case op.Verb == Check && op.Rev == 0:
-		return errs.New(errs.Conflict, "%s exists now", ref)
+		return refuse(errs.New(errs.Conflict, "%s exists now", ref))
 	case op.Verb == Check && have == 0:
-		return errs.New(errs.Conflict, "%s is gone", ref)
+		return refuse(errs.New(errs.Conflict, "%s is gone", ref))
 	case op.Rev == 0:
-		return errs.New(errs.Exists, "%s exists already", ref).WithHint("choose another name, or change the one that is there")
+		return refuse(errs.New(errs.Exists, "%s exists already", ref).WithHint("choose another name, or change the one that is there"))
 	case have == 0:
-		return errs.New(errs.NotFound, "%s does not exist", ref)
+		return refuse(errs.New(errs.NotFound, "%s does not exist", ref))
 	}
-	return errs.New(errs.Conflict, "%s was changed meanwhile: it is at revision %d, not %d", ref, have, op.Rev).
-		WithHint("read it again and repeat the change")
+	return refuse(errs.New(errs.Conflict, "%s was changed meanwhile: it is at revision %d, not %d", ref, have, op.Rev).
+		WithHint("read it again and repeat the change"))
 }
 
 // Chosen reports whether a watch of sel concerns o; unlike Matches, a selector without kind chooses every kind.
