@@ -94,31 +94,49 @@ func (o *applyOptions) run(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	steps, err := o.plan(ctx, c, docs)
-	if err != nil {
-		return err
-	}
-	if o.prune {
-		gone, err := o.pruned(ctx, c, steps)
+	for try := 0; ; try++ {
+		steps, err := o.steps(ctx, c, docs)
 		if err != nil {
 			return err
 		}
-		steps = append(steps, gone...)
-	}
-	if o.diff {
-		for _, s := range steps {
-			if err := o.showDiff(c, s); err != nil {
+		if try == 0 && o.diff {
+			for _, s := range steps {
+				if err := o.showDiff(c, s); err != nil {
+					return err
+				}
+			}
+		}
+		if o.dryRun {
+			if err := o.tryOut(ctx, c, steps); err != nil {
+				return err
+			}
+			return o.tell(c, steps, " (dry run)")
+		}
+		if try == 0 {
+			if err := o.ask(c, steps); err != nil {
 				return err
 			}
 		}
-	}
-	if o.dryRun {
-		if err := o.tryOut(ctx, c, steps); err != nil {
+		// A status that was reported meanwhile is no reason to give up: what is to be
+		// written follows from the files, so it is worked out anew.
+		err = o.do(ctx, c, steps)
+		if err == nil && o.wait {
+			return o.await(ctx, c, steps)
+		}
+		if errs.KindOf(err) != errs.Conflict || try >= maxConflicts {
 			return err
 		}
-		return o.tell(c, steps, " (dry run)")
 	}
-	return o.do(ctx, c, steps)
+}
+
+// steps is what is to be done about all objects, those to be pruned last.
+func (o *applyOptions) steps(ctx context.Context, c *call, docs []doc) ([]step, error) {
+	steps, err := o.plan(ctx, c, docs)
+	if err != nil || !o.prune {
+		return steps, err
+	}
+	gone, err := o.pruned(ctx, c, steps)
+	return append(steps, gone...), err
 }
 
 // nameSet derives the set's name from where the files are, so that the same
@@ -434,53 +452,45 @@ func (o *applyOptions) tryOut(ctx context.Context, c *call, steps []step) error 
 	return nil
 }
 
+// ask asks before anything is pruned.
+func (o *applyOptions) ask(c *call, steps []step) error {
+	var names []string
+	for _, s := range steps {
+		if s.verb == "pruned" {
+			names = append(names, shortRef(s.obj))
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	if more := len(names) - 10; more > 0 {
+		names = append(names[:10], fmt.Sprintf("and %d more", more))
+	}
+	return c.confirm(o.yes, "prune %s?", strings.Join(names, ", "))
+}
+
 func (o *applyOptions) do(ctx context.Context, c *call, steps []step) error {
 	cl, err := c.server()
 	if err != nil {
 		return err
-	}
-	var gone []api.Object
-	for _, s := range steps {
-		if s.verb == "pruned" {
-			gone = append(gone, s.live)
-		}
-	}
-	if len(gone) > 0 && !o.diff {
-		var names []string
-		for _, obj := range gone[:min(len(gone), 10)] {
-			names = append(names, shortRef(obj))
-		}
-		if err := c.confirm(o.yes, "prune %s (%s)?", plural(len(gone), "object"), strings.Join(names, ", ")); err != nil {
-			return err
-		}
-	} else if len(gone) > 0 {
-		if err := c.confirm(o.yes, "prune %s shown above?", plural(len(gone), "object")); err != nil {
-			return err
-		}
 	}
 	list := ops(steps)
 	for len(list) > 0 {
 		part := list[:min(len(list), maxOps)]
 		list = list[len(part):]
 		if _, err := cl.Commit(ctx, part...); err != nil {
-			if errs.KindOf(err) == errs.Conflict && errs.HintOf(err) == "" {
-				return errs.New(errs.Conflict, "%w", err).WithHint("somebody changed it meanwhile; apply again")
-			}
 			return err
 		}
 	}
-	for _, obj := range gone {
-		if err := c.deleteOne(ctx, cl, obj, false, o.waiting); err != nil {
+	for _, s := range steps {
+		if s.verb != "pruned" {
+			continue
+		}
+		if err := c.deleteOne(ctx, cl, s.live, false, o.waiting); err != nil {
 			return err
 		}
 	}
-	if err := o.tell(c, steps, ""); err != nil {
-		return err
-	}
-	if !o.wait {
-		return nil
-	}
-	return o.await(ctx, c, steps)
+	return o.tell(c, steps, "")
 }
 
 func (o *applyOptions) tell(c *call, steps []step, note string) error {

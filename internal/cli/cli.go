@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -233,8 +234,9 @@ func plural(n int, word string) string {
 }
 
 func exitCodesText() string {
-	return `0  done
-` + strings.Join(errs.ExitCodes(), "\n") + `
+	codes := append(errs.ExitCodes(), "0  done")
+	slices.Sort(codes)
+	return strings.Join(codes, "\n") + `
 
 run, exec and attach end with the exit code of the process inside (128 + signal
 when a signal ended it). When Atoll itself could not do what was asked, they print

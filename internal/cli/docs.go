@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -135,9 +136,9 @@ func parseDocs(path string, b []byte) ([]doc, error) {
 		if len(parts) > 1 {
 			source = fmt.Sprintf("%s, document %d", path, i+1)
 		}
-		raw, err := yaml.YAMLToJSONStrict(part)
+		raw, err := yaml.YAMLToJSONStrict(part.text)
 		if err != nil {
-			problems = append(problems, errs.New(errs.Invalid, "%s: %s", source, strings.TrimPrefix(err.Error(), "yaml: ")))
+			problems = append(problems, errs.New(errs.Invalid, "%s: %s", source, yamlError(err, part.line)))
 			continue
 		}
 		if string(raw) == "null" {
@@ -191,13 +192,39 @@ func joinInvalid(list []error) error {
 	return t
 }
 
+// yamlError counts lines from the beginning of the file, not of the document.
+func yamlError(err error, before int) string {
+	text := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "error converting YAML to JSON: "), "yaml: ")
+	return shiftLine(text, func(n int) int { return n + before })
+}
+
+// shiftLine changes the number of the first "line N".
+func shiftLine(text string, fn func(int) int) string {
+	head, rest, ok := strings.Cut(text, "line ")
+	end := strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' })
+	if !ok || end < 1 {
+		return text
+	}
+	n, err := strconv.Atoi(rest[:end])
+	if err != nil {
+		return text
+	}
+	return head + "line " + strconv.Itoa(fn(n)) + rest[end:]
+}
+
+// part is one document of a file, and how many lines come before it.
+type part struct {
+	text []byte
+	line int
+}
+
 // splitYAML cuts at lines that are "---", which ends a document wherever it stands.
-func splitYAML(b []byte) [][]byte {
-	var out [][]byte
+func splitYAML(b []byte) []part {
+	var out []part
 	start := 0
 	flush := func(end int) {
-		if part := bytes.TrimSpace(b[start:end]); len(part) > 0 {
-			out = append(out, b[start:end])
+		if len(bytes.TrimSpace(b[start:end])) > 0 {
+			out = append(out, part{b[start:end], bytes.Count(b[:start], []byte("\n"))})
 		}
 	}
 	for i := 0; i < len(b); {

@@ -110,10 +110,31 @@ func (c *call) commitEdit(ctx context.Context, live api.Object, body []byte, now
 	if err != nil {
 		return err
 	}
-	if _, err = cl.Commit(ctx, store.Update(n)); errs.KindOf(err) == errs.Conflict {
-		*now, _ = cl.Get(ctx, api.RefOf(live)) // when it is gone, the next try says so
+	for try := 0; ; try++ {
+		_, err = cl.Commit(ctx, store.Update(n))
+		if errs.KindOf(err) != errs.Conflict || try >= maxConflicts {
+			return err
+		}
+		fresh, gerr := cl.Get(ctx, api.RefOf(live))
+		if gerr != nil {
+			return gerr
+		}
+		if !sameUserPart(live, fresh) {
+			*now = fresh // somebody else changed what the user changes: the user decides
+			return err
+		}
+		// Only a status was reported meanwhile: the text stands.
+		live = fresh
+		if n, err = takeUserPart(fresh, o); err != nil {
+			return err
+		}
 	}
-	return err
+}
+
+func sameUserPart(a, b api.Object) bool {
+	x, err1 := cleanYAML(a)
+	y, err2 := cleanYAML(b)
+	return err1 == nil && err2 == nil && bytes.Equal(x, y)
 }
 
 // takeUserPart gives live with the user's part replaced by o's.

@@ -131,7 +131,7 @@ func (o *getOptions) print(ctx context.Context, c *call, objs []api.Object, sing
 		if i > 0 {
 			c.say("")
 		}
-		v := newView(d, o.wide(), mixed(objs[i:j]), o.usage(ctx, c, d))
+		v := newView(d, o.wide(), o.all || mixed(objs[i:j]), o.usage(ctx, c, d))
 		for _, obj := range objs[i:j] {
 			v.add(obj, c)
 		}
@@ -243,7 +243,7 @@ func (o *getOptions) runWatch(ctx context.Context, c *call, t targets) error {
 		if err != nil {
 			return err
 		}
-		v := newView(d, o.wide(), d.Tenanted && sel.Tenant == "", nil)
+		v := newView(d, o.wide(), sel.Tenant == "", nil)
 		for _, obj := range objs {
 			if err := o.event(c, v, store.Event{Object: obj}); err != nil {
 				return err

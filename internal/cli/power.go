@@ -126,7 +126,7 @@ func (o *powerOptions) await(ctx context.Context, c *call, in *api.Instance) err
 	if o.verb != "start" && !c.flags.Changed("timeout") {
 		timeout = max(timeout, in.Spec.StopGrace()+30*time.Second)
 	}
-	return c.within(ctx, timeout, fmt.Sprintf("%s is %s", shortRef(in), o.word), func(ctx context.Context) error {
+	err := c.within(ctx, timeout, fmt.Sprintf("%s is %s", shortRef(in), o.word), func(ctx context.Context) error {
 		return c.waitFor(ctx, api.RefOf(in), func(obj api.Object, gone bool) (bool, error) {
 			if gone || obj.Metadata().UID != in.UID {
 				return o.verb == "stop", errGoneUnless(in, o.verb == "stop")
@@ -138,6 +138,14 @@ func (o *powerOptions) await(ctx context.Context, c *call, in *api.Instance) err
 			return o.done(now)
 		})
 	})
+	if errs.KindOf(err) != errs.Timeout || o.verb == "stop" {
+		return err
+	}
+	p := &placing{c: c, in: in}
+	if a, aerr := p.assignment(ctx); aerr == nil && a.Spec.InstanceUID == in.UID && a.Spec.Node == "" && a.Spec.Decision != nil {
+		return noRoom(in, a.Spec.Decision) // it stays, and starts when there is room
+	}
+	return err
 }
 
 func errGoneUnless(in *api.Instance, fine bool) error {

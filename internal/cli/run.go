@@ -65,6 +65,12 @@ func (o *runOptions) run(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
+	if !o.detach {
+		if in.Annotations == nil {
+			in.Annotations = map[string]string{}
+		}
+		in.Annotations[api.AnnotationAttached] = "true"
+	}
 	if in, err = c.createInstance(ctx, in); err != nil {
 		return err
 	}

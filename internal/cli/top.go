@@ -104,10 +104,10 @@ func (o *topOptions) print(c *call, rep api.UsageReport, what string, t *table) 
 		}
 		return nil
 	}
-	if what[0] == 't' {
-		t.row(idleRow(rep)...)
-	}
 	text := t.render(!o.noHeaders)
+	if what[0] == 't' { // behind the table: it must not widen a column
+		text += fmt.Sprintf("%-*s  %s\n", t.width[0], "(idle)", idle(rep))
+	}
 	if o.watch && c.Term.OutIs() {
 		// Home, each line cleared to its end, then the rest of the screen: nothing flickers.
 		text = "\x1b[H" + fmt.Sprintf("%s  every %s, Ctrl-C ends\x1b[K\n", rep.At.Local().Format(time.TimeOnly), o.interval) +
@@ -174,8 +174,8 @@ func borrowed(u api.TenantUsage) string {
 	return dash(strings.Join(out, " "))
 }
 
-// idleRow is what nobody uses now, and what the hosts keep for themselves.
-func idleRow(rep api.UsageReport) []string {
+// idle is what nobody uses now, and what the hosts keep for themselves.
+func idle(rep api.UsageReport) string {
 	var free, kept, freeMem, keptMem int64
 	for _, n := range rep.Nodes {
 		free += max(n.Allocatable[api.CPU]-n.CPUMilli, 0)
@@ -183,7 +183,7 @@ func idleRow(rep api.UsageReport) []string {
 		freeMem += max(n.Allocatable[api.Memory]-n.Memory, 0)
 		keptMem += max(n.Capacity[api.Memory]-n.Allocatable[api.Memory], 0)
 	}
-	return []string{"(idle)", "", fmt.Sprintf("%s CPU %s free; %s CPU %s reserved for hosts", cores(free), size(freeMem), cores(kept), size(keptMem))}
+	return fmt.Sprintf("%s CPU %s free, %s CPU %s reserved for hosts", cores(free), size(freeMem), cores(kept), size(keptMem))
 }
 
 func topNodes(rep api.UsageReport) *table {

@@ -203,7 +203,7 @@ func (c *call) whyShare(ctx context.Context, cl Client, in *api.Instance, say fu
 			say("%s: nothing requested: it gets what is idle, and gives it back first%s.", name, tail)
 		case !promised:
 			say("%s: %s requested; %s has no guarantee%s.", name, api.HumanQuantity(r, asked), in.Tenant, tail)
-		case led != nil && led.Spec.Requested[r] > g:
+		case asked > g || led != nil && led.Spec.Requested[r] > g:
 			say("%s: %s requested; %s asks for more than its guarantee%s, so part of it is borrowed.", name, api.HumanQuantity(r, asked), in.Tenant, tail)
 		default:
 			say("%s: %s requested, inside %s's guarantee%s.", name, api.HumanQuantity(r, asked), in.Tenant, tail)

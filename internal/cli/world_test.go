@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 // of every call in a test.
 type world struct {
 	*store.Mem
-	t     *testing.T
+	t     testing.TB
 	cpu   int64 // what its one node has
 	wait  sync.WaitGroup
 	stop  context.CancelFunc
@@ -46,9 +47,10 @@ type proc struct {
 	feed    *io.PipeWriter
 	signals chan string
 	ended   chan struct{}
+	read    atomic.Bool
 }
 
-func newWorld(t *testing.T, cpu int64) *world {
+func newWorld(t testing.TB, cpu int64) *world {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &world{Mem: store.NewMem(), t: t, cpu: cpu, stop: cancel, procs: map[string]*proc{}, files: map[string][]byte{}}
 	n := &api.Node{Head: api.Head{K: api.KindNode}}
@@ -127,26 +129,33 @@ func (w *world) Create(ctx context.Context, o api.Object) (api.Object, error) {
 
 // Delete marks instances and removes the rest.
 func (w *world) Delete(ctx context.Context, ref api.Ref, rev int64) error {
-	o, err := w.Get(ctx, ref)
-	if err != nil {
+	for {
+		o, err := w.Get(ctx, ref)
+		if err != nil {
+			return err
+		}
+		if in, ok := o.(*api.Instance); ok {
+			in = api.Clone(in)
+			now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+			in.DeletedAt = &now
+			if _, err = w.Commit(ctx, store.Update(in)); errors.Is(err, errs.Conflict) {
+				continue
+			}
+			return err
+		}
+		_, err = w.Commit(ctx, store.Remove(ref, rev))
 		return err
 	}
-	if in, ok := o.(*api.Instance); ok {
-		in = api.Clone(in)
-		now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-		in.DeletedAt = &now
-		_, err = w.Commit(ctx, store.Update(in))
-		return err
-	}
-	_, err = w.Commit(ctx, store.Remove(ref, rev))
-	return err
 }
 
 // run places, starts, stops and removes.
 func (w *world) run(ctx context.Context) {
-	_, rev, err := w.List(ctx, api.Selector{Kind: api.KindInstance})
+	objs, rev, err := w.List(ctx, api.Selector{Kind: api.KindInstance})
 	if err != nil {
 		return
+	}
+	for _, o := range objs {
+		w.act(ctx, api.RefOf(o))
 	}
 	_ = w.Watch(ctx, api.Selector{Kind: api.KindInstance}, rev, func(ev store.Event) error {
 		if !ev.Deleted {
@@ -207,7 +216,7 @@ func (w *world) actOnce(ctx context.Context, in *api.Instance) error {
 			return nil
 		}
 	}
-	was := in.Status.State
+	was, before := in.Status.State, api.Clone(in)
 	in.Status.Node, in.Status.Generation = "isle1", in.Generation
 	switch {
 	case in.Spec.Stopped:
@@ -215,7 +224,10 @@ func (w *world) actOnce(ctx context.Context, in *api.Instance) error {
 			p.end(0)
 		}
 		in.Status.State = api.StateStopped
-	case p == nil || p.over() && in.Status.RestartsIn < in.Spec.Restarts || was == api.StateStopped && in.Status.RestartsIn < in.Spec.Restarts:
+	case p == nil || in.Status.RestartsIn < in.Spec.Restarts:
+		if p != nil {
+			p.end(137)
+		}
 		in.Status.RestartsIn = in.Spec.Restarts
 		in.Status.Starts++
 		now := time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC)
@@ -225,6 +237,9 @@ func (w *world) actOnce(ctx context.Context, in *api.Instance) error {
 		in.Status.State = api.StateRunning
 		w.launch(ctx, in)
 	default:
+		return nil
+	}
+	if same(before, in) {
 		return nil
 	}
 	_, err = w.Mem.Commit(ctx, store.Update(in))
@@ -358,7 +373,10 @@ func (w *world) finish(ctx context.Context, ref api.Ref, p *proc) {
 		if _, err = w.Mem.Commit(ctx, store.Update(in)); errors.Is(err, errs.Conflict) {
 			continue
 		}
-		if in.Spec.AutoRm {
+		if in.Spec.AutoRm { // who runs it attached reads its end first
+			for i := 0; i < 400 && !p.read.Load() && ctx.Err() == nil; i++ {
+				time.Sleep(5 * time.Millisecond)
+			}
 			_ = w.Delete(ctx, ref, store.Any)
 		}
 		return
@@ -454,6 +472,7 @@ func (w *world) attach(ctx context.Context, h tunnel.Header, s *tunnel.Stream) e
 			more := len(p.out) > sent
 			w.mu.Unlock()
 			if !more {
+				p.read.Store(true)
 				return s.WriteJSON(api.ChanExit, api.StreamExit{Code: p.code})
 			}
 		case <-changed:
