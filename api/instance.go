@@ -80,6 +80,10 @@ type Attach struct {
 	Address string `json:"address,omitempty" doc:"fixed address; default: the next free one" example:"10.88.0.9"`
 }
 
+// AnnotationAttached is put on an instance that removes itself by a caller that will
+// read its output; the agent waits a while for that reader, so that no output is lost.
+const AnnotationAttached = "atoll/attached"
+
 // The networks that always exist.
 const (
 	NetworkDefault = "default"

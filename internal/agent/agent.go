@@ -66,6 +66,7 @@ type Deps struct {
 	Storage  driver.Storage
 	Images   Images
 	Groups   Groups
+	Root     string // name of the tree of groups; default DefaultRoot
 	Recorder *reconcile.Recorder
 	DNS      []string // resolvers of instances
 	// Facts reads what the host is: capacity, kernel and so on, and conditions about it.
@@ -107,6 +108,9 @@ type life struct {
 
 // New wires an agent. No I/O.
 func New(d Deps) *Agent {
+	if d.Root == "" {
+		d.Root = DefaultRoot
+	}
 	a := &Agent{Deps: d, lives: map[string]*life{}, groups: map[string]Share{}, warnings: map[string]bool{}, samples: map[string]sample{}}
 	a.engine = reconcile.New(d.Store, d.Clock, d.Log, reconcile.Events{})
 	a.checks = newChecks(d.Clock, a.report)

@@ -15,11 +15,7 @@ import (
 	"atoll/internal/store"
 )
 
-// annotationAttached is put by a caller that will read the output of an
-// instance that removes itself; it is waited for, so that no output is lost.
-const annotationAttached = "atoll/attached"
-
-// attachPatience is how long such a caller is waited for.
+// attachPatience is how long a caller announced by api.AnnotationAttached is waited for.
 const attachPatience = 10 * time.Second
 
 // instances is the controller of what runs on this node.
@@ -97,7 +93,7 @@ func (c *instances) awaited(in *api.Instance, l life) bool {
 		return true
 	}
 	late := in.CreatedAt != nil && c.Clock.Now().Sub(*in.CreatedAt) > attachPatience
-	return in.Annotations[annotationAttached] != "" && !l.read && !late
+	return in.Annotations[api.AnnotationAttached] != "" && !l.read && !late
 }
 
 // strangers removes from the node what bears this name but is another instance.

@@ -86,13 +86,22 @@ func instanceShare(s *api.InstanceSpec) Share {
 
 func clampWeight(w int64) int64 { return min(max(w, 1), weightMost) }
 
-// rootGroup is the name of Atoll's tree in every cgroup hierarchy.
-const rootGroup = "atoll"
+// DefaultRoot is the name of Atoll's tree in every cgroup hierarchy.
+const DefaultRoot = "atoll"
 
 // tenantGroup is a tenant's path in the tree: atoll/acme.t/research.t. The suffix
 // keeps tenants and instances apart, whose names meet in one directory.
-func tenantGroup(tenant string) string {
-	return rootGroup + "/" + strings.ReplaceAll(tenant, "/", ".t/") + ".t"
+func (a *Agent) tenantGroup(tenant string) string {
+	return a.Root + "/" + strings.ReplaceAll(tenant, "/", ".t/") + ".t"
+}
+
+// tenantOfGroup is its inverse; "" for what is not a tenant's group.
+func (a *Agent) tenantOfGroup(path string) string {
+	rest, ok := strings.CutPrefix(path, a.Root+"/")
+	if !ok || !strings.HasSuffix(rest, ".t") {
+		return ""
+	}
+	return strings.ReplaceAll(strings.TrimSuffix(rest, ".t"), ".t/", "/")
 }
 
 // oomScore says who dies first when memory is short: best-effort first, guaranteed

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"sort"
-	"strings"
 
 	"atoll/api"
 	"atoll/internal/driver"
@@ -36,7 +35,7 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 	id := runtimeID(in.UID)
 	s := driver.Spec{
 		ID: id, Instance: in, IDs: ids, Image: img, Generation: as.Spec.Generation, Mounts: mounts,
-		Cgroup:  driver.Cgroup{Path: tenantGroup(in.Tenant) + "/" + id, OOMScoreAdj: oomScore(in.Spec.Class())},
+		Cgroup:  driver.Cgroup{Path: a.tenantGroup(in.Tenant) + "/" + id, OOMScoreAdj: oomScore(in.Spec.Class())},
 		Network: driver.NetworkSpec{Mode: "bridge", Address: as.Spec.Address, Hostname: in.Spec.Hostname, DNS: a.DNS},
 	}
 	if s.Network.Hostname == "" {
@@ -83,13 +82,4 @@ func sortedNames[V any](m map[string]V) []string {
 	}
 	sort.Strings(out)
 	return out
-}
-
-// tenantOfGroup is the inverse of tenantGroup; "" for what is not a tenant's group.
-func tenantOfGroup(path string) string {
-	rest, ok := strings.CutPrefix(path, rootGroup+"/")
-	if !ok || !strings.HasSuffix(rest, ".t") {
-		return ""
-	}
-	return strings.ReplaceAll(strings.TrimSuffix(rest, ".t"), ".t/", "/")
 }

@@ -48,13 +48,13 @@ func (a *Agent) divideNode(ctx context.Context, s store.Store) error {
 			}
 		}
 	}
-	have, err := a.Groups.List(rootGroup)
+	have, err := a.Groups.List(a.Root)
 	if err != nil {
 		return fmt.Errorf("list groups: %w", err)
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(have))) // nested ones first
 	for _, g := range have {
-		name := tenantOfGroup(g)
+		name := a.tenantOfGroup(g)
 		if _, ok := want[name]; name == "" || ok {
 			continue
 		}
@@ -96,7 +96,7 @@ func (a *Agent) ensureGroup(ctx context.Context, tenant string) error {
 
 // writeGroup is called with groupMu held.
 func (a *Agent) writeGroup(tenant string, sh Share) error {
-	warn, err := a.Groups.Ensure(tenantGroup(tenant), sh)
+	warn, err := a.Groups.Ensure(a.tenantGroup(tenant), sh)
 	if err != nil {
 		return fmt.Errorf("group of tenant %s: %w", tenant, err)
 	}
@@ -207,14 +207,14 @@ func (a *Agent) adopt(ctx context.Context, st api.NodeStatus) error {
 	var err error
 	if !same {
 		var warn []string
-		warn, err = a.Groups.Ensure(rootGroup, a.rootShare(st))
+		warn, err = a.Groups.Ensure(a.Root, a.rootShare(st))
 		for _, w := range warn {
 			a.warnings[w] = true
 		}
 	}
 	a.groupMu.Unlock()
 	if err != nil {
-		return fmt.Errorf("group %s: %w", rootGroup, err)
+		return fmt.Errorf("group %s: %w", a.Root, err)
 	}
 	if same {
 		return nil

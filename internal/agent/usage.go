@@ -32,7 +32,7 @@ func (a *Agent) Usage(ctx context.Context) api.UsageReport {
 func (a *Agent) stale() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s, ok := a.samples[rootGroup]
+	s, ok := a.samples[a.Root]
 	return !ok || a.Clock.Now().Sub(s.at) > time.Minute
 }
 
@@ -94,7 +94,7 @@ func (a *Agent) read(ctx context.Context) api.UsageReport {
 		return rep
 	}
 	for _, name := range groups {
-		u, err := a.Groups.Usage(tenantGroup(name))
+		u, err := a.Groups.Usage(a.tenantGroup(name))
 		if err != nil {
 			continue
 		}
@@ -104,8 +104,8 @@ func (a *Agent) read(ctx context.Context) api.UsageReport {
 		}
 		rep.Tenants = append(rep.Tenants, tu)
 	}
-	if u, err := a.Groups.Usage(rootGroup); err == nil {
-		rep.Nodes = append(rep.Nodes, api.NodeUsage{Node: a.Node, Allocatable: capacity, CPUMilli: a.rate(rootGroup, u), Memory: u.Memory, Usage: u})
+	if u, err := a.Groups.Usage(a.Root); err == nil {
+		rep.Nodes = append(rep.Nodes, api.NodeUsage{Node: a.Node, Allocatable: capacity, CPUMilli: a.rate(a.Root, u), Memory: u.Memory, Usage: u})
 	}
 	return rep
 }
