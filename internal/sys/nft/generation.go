@@ -8,25 +8,35 @@ import (
 	"atoll/internal/errs"
 )
 
-// generation asks for the number that grows with every change of the packet filter in
-// this namespace, whoever makes it. It is how we know that nobody touched our rules
+// genSocket asks for the number that grows with every change of the packet filter in
+// its namespace, whoever makes it. It is how we know that nobody touched our rules
 // since we looked, without looking.
-func generation() (uint32, error) {
+//
+// It is kept open for a reason: closing a socket of this family makes the caller wait
+// until the kernel has freed what earlier transactions removed, 5-10 ms.
+type genSocket struct{ fd int }
+
+func openGenSocket() (*genSocket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return 0, kernelError("open nftables socket", err)
+		return nil, kernelError("open nftables socket", err)
 	}
-	defer unix.Close(fd)
+	return &genSocket{fd}, nil
+}
+
+func (g *genSocket) close() { _ = unix.Close(g.fd) } // nothing was written that could be lost
+
+func (g *genSocket) generation() (uint32, error) {
 	ne := binary.NativeEndian
 	req := make([]byte, 20)
 	ne.PutUint32(req, 20)
 	ne.PutUint16(req[4:], unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN)
 	ne.PutUint16(req[6:], unix.NLM_F_REQUEST)
-	if err := unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(g.fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return 0, kernelError("ask for the ruleset's generation", err)
 	}
 	buf := make([]byte, 4096)
-	n, _, err := unix.Recvfrom(fd, buf, 0)
+	n, _, err := unix.Recvfrom(g.fd, buf, 0)
 	if err != nil {
 		return 0, kernelError("ask for the ruleset's generation", err)
 	}

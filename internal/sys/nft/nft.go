@@ -142,6 +142,7 @@ func (t *Table) number(tenant string) uint32 {
 type Table struct {
 	mu    sync.Mutex
 	conn  *nftables.Conn // nil: open it
+	ask   *genSocket     // open whenever conn is
 	want  Config
 	rules *ruleset
 	gen   uint32         // generation of the kernel's ruleset that the fields below describe; 0: unknown
@@ -164,6 +165,10 @@ func (t *Table) drop() {
 		_ = t.conn.CloseLasting() // a socket that cannot be closed is of no more use either
 		t.conn = nil
 	}
+	if t.ask != nil {
+		t.ask.close()
+		t.ask = nil
+	}
 	t.gen = 0
 }
 
@@ -180,7 +185,12 @@ func (t *Table) open() error {
 	if err != nil {
 		return kernelError("open nftables socket", err)
 	}
-	t.conn = c
+	ask, err := openGenSocket()
+	if err != nil {
+		_ = c.CloseLasting() // never used
+		return err
+	}
+	t.conn, t.ask = c, ask
 	return nil
 }
 
@@ -226,7 +236,7 @@ func (t *Table) Fresh() (bool, error) {
 	if t.gen == 0 {
 		return false, nil
 	}
-	gen, err := generation()
+	gen, err := t.ask.generation()
 	return gen == t.gen, err
 }
 
@@ -266,35 +276,46 @@ func (t *Table) sync() error {
 	if err := t.open(); err != nil {
 		return err
 	}
-	gen, err := generation()
-	if err != nil {
-		return err
+	// Twice as a rule: look, repair, look again. More often only if others change things meanwhile.
+	for range 5 {
+		gen, err := t.ask.generation()
+		if err != nil {
+			return err
+		}
+		if t.gen != 0 && gen == t.gen {
+			return nil
+		}
+		same, err := t.compare()
+		if err != nil {
+			return err
+		}
+		if same {
+			t.gen = gen
+			return nil
+		}
+		if err := t.rebuild(); err != nil {
+			return err
+		}
 	}
-	if t.gen != 0 && gen == t.gen {
-		return nil
-	}
+	return errs.New(errs.Unavailable, "nft: somebody keeps removing our rules").
+		WithHint("look for what flushes nftables: nft monitor")
+}
+
+// compare looks whether the kernel has all that we want there, and takes over what else of ours it has.
+func (t *Table) compare() (bool, error) {
 	intact, err := t.intact()
 	if err != nil {
-		return err
+		return false, err
 	}
 	found, err := t.load()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if t.state == nil {
 		t.state, t.has = map[slot]entry{}, map[string][]slot{}
-		t.adopt(found)
-	}
-	if intact && maps.Equal(found, t.state) {
-		t.gen = gen
-		return nil
 	}
 	t.adopt(found)
-	if err := t.rebuild(); err != nil {
-		return err
-	}
-	t.gen, err = generation()
-	return err
+	return intact && maps.Equal(found, t.state), nil
 }
 
 // adopt takes over what another life put into the kernel and this one has not seen,
@@ -535,7 +556,7 @@ func (t *Table) replace(id string, want map[slot]entry) error {
 	if t.has[id] = slices.Collect(maps.Keys(want)); len(want) == 0 {
 		delete(t.has, id)
 	}
-	gen, err := generation()
+	gen, err := t.ask.generation()
 	if err != nil {
 		return err
 	}

@@ -402,10 +402,13 @@ func (d *Driver) Observe(context.Context) ([]string, error) {
 
 // Detach removes all of an instance: cable, neighbour, elements, flows.
 func (d *Driver) Detach(_ context.Context, id string) error {
-	h, err := d.handle()
+	// A socket of its own: the kernel answers a deletion only after every CPU has let go
+	// of the link (10-30 ms), and nobody else should wait for that.
+	h, err := netlink.Open()
 	if err != nil {
 		return err
 	}
+	defer h.Close()
 	if err := h.Delete(portName(id), id); err != nil {
 		return fmt.Errorf("detach %s: %w", id, err)
 	}
