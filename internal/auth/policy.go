@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"iter"
 	"sort"
 	"strconv"
 	"strings"
@@ -55,9 +56,29 @@ type policySet struct {
 }
 
 type compiled struct {
-	policies cedar.PolicyMap
+	policies map[string]cedar.PolicyMap // by the tenant they hold in
 	entities world
 	tenants  []string // where bindings of the user hold, sorted
+}
+
+// slice is the policies that can matter to a question about one tenant: those that
+// hold in it or around it. A policy elsewhere cannot permit anything there.
+type slice struct {
+	c      *compiled
+	tenant string
+}
+
+// All visits the policies.
+func (s slice) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
+	return func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
+		for _, t := range append(api.TenantChain(s.tenant), "") {
+			for id, p := range s.c.policies[t] {
+				if !yield(id, p) {
+					return
+				}
+			}
+		}
+	}
 }
 
 type question struct {
@@ -101,10 +122,9 @@ func (p *policySet) of(user string) *compiled {
 	if c, ok := p.compiled.Load(user); ok {
 		return c.(*compiled)
 	}
-	c := &compiled{policies: cedar.PolicyMap{}}
+	c := &compiled{policies: map[string]cedar.PolicyMap{}}
 	uid := cedar.NewEntityUID(typeUser, cedar.String(user))
 	var groups []cedar.EntityUID
-	seen := map[string]bool{}
 	for _, b := range p.byUser[user] {
 		role, ok := p.roles[b.Spec.Role]
 		if !ok || b.DeletedAt != nil || role.DeletedAt != nil {
@@ -112,15 +132,17 @@ func (p *policySet) of(user string) *compiled {
 		}
 		group := cedar.NewEntityUID(typeBinding, cedar.String(b.Name))
 		groups = append(groups, group)
-		if !seen[b.Spec.Tenant] {
-			seen[b.Spec.Tenant] = true
+		here, ok := c.policies[b.Spec.Tenant]
+		if !ok {
+			here = cedar.PolicyMap{}
+			c.policies[b.Spec.Tenant] = here
 			c.tenants = append(c.tenants, b.Spec.Tenant)
 		}
 		for i, rule := range role.Spec.Rules {
 			id := b.Name + "/" + strconv.Itoa(i)
-			c.policies[cedar.PolicyID(id)] = permitRule(group, b.Spec.Tenant, rule)
+			here[cedar.PolicyID(id)] = permitRule(group, b.Spec.Tenant, rule)
 			for j, g := range rule.Grants {
-				c.policies[cedar.PolicyID(id+"/"+strconv.Itoa(j))] = permitGrant(group, b.Spec.Tenant, g)
+				here[cedar.PolicyID(id+"/"+strconv.Itoa(j))] = permitGrant(group, b.Spec.Tenant, g)
 			}
 		}
 	}
@@ -193,7 +215,7 @@ func (p *policySet) ask(q question) bool {
 		what, value, _ := strings.Cut(q.what, ":")
 		ctx = cedar.RecordMap{"grant": cedar.String(what), "value": cedar.String(value)}
 	}
-	d, _ := cedar.Authorize(c.policies, c.entities, cedar.Request{
+	d, _ := cedar.Authorize(slice{c, q.tenant}, c.entities, cedar.Request{
 		Principal: c.entities.user.UID,
 		Action:    cedar.NewEntityUID(typeAction, cedar.String(q.verb)),
 		Resource:  tenantUID(q.tenant),
