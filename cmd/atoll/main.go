@@ -10,8 +10,11 @@ import (
 	"atoll/internal/cli"
 )
 
+// version is set by the build.
+var version = "dev" //nolint:gochecknoglobals // the linker's way to tell a binary what it is
+
 func main() {
-	os.Exit(cli.Main(context.Background(), cli.Process(signals), os.Args[1:]))
+	os.Exit(cli.Main(context.Background(), cli.Process(version, signals), os.Args[1:]))
 }
 
 // signals delivers signals until stop is called; the rest of the time they have

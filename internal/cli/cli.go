@@ -28,6 +28,7 @@ import (
 // IO is the world around a call: what it reads, writes and is told. Out that is
 // a terminal, and only that, gets colours, bars and questions.
 type IO struct {
+	Version  string // of this program
 	In       io.Reader
 	Out, Err io.Writer
 	Term     Terminal

@@ -54,6 +54,12 @@ func (s *syncBuffer) Write(p []byte) (int, error) {
 	return s.b.Write(p)
 }
 
+func (s *syncBuffer) reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.b.Reset()
+}
+
 func (s *syncBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,8 +95,8 @@ func (r *rig) io() IO {
 
 // run gives the exit code; output since the last run is in out and err.
 func (r *rig) run(args ...string) int {
-	r.out.b.Reset()
-	r.err.b.Reset()
+	r.out.reset()
+	r.err.reset()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return Main(ctx, r.io(), args)

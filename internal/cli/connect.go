@@ -19,7 +19,7 @@ const maxCA = 1 << 20
 
 // Connect is the Dial of the real program: the API over the socket or the network.
 func Connect(s Settings) (Client, error) {
-	cfg := remote.Config{Token: s.Token, Agent: "atoll/" + Version}
+	cfg := remote.Config{Token: s.Token, Agent: s.UserAgent}
 	if s.Server == "" {
 		cfg.Socket = s.Socket
 	} else {
@@ -220,11 +220,11 @@ func (t *tracer) DryRun(ctx context.Context, ops ...store.Op) error {
 }
 
 // Process is the IO of the real program.
-func Process(signals func(sig ...os.Signal) (<-chan os.Signal, func())) IO {
+func Process(version string, signals func(sig ...os.Signal) (<-chan os.Signal, func())) IO {
 	home, err := os.UserHomeDir()
 	if err != nil {
 		home = "/" // no HOME: settings are looked for where nobody has any
 	}
-	return IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Term: Files{os.Stdin, os.Stdout, os.Stderr},
+	return IO{Version: version, In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Term: Files{os.Stdin, os.Stdout, os.Stderr},
 		Clock: clock.Real{}, Getenv: os.Getenv, Home: home, Dial: Connect, Signals: signals}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,9 +14,6 @@ import (
 
 	"atoll/internal/errs"
 )
-
-// Version is what this program says it is.
-const Version = "0.1.0"
 
 func versionVerb() Verb {
 	o := &output{}
@@ -40,7 +36,7 @@ func runVersion(ctx context.Context, c *call, o output, local bool) error {
 	v := struct {
 		Client string `json:"client"`
 		Server string `json:"server,omitempty"`
-	}{Client: Version}
+	}{Client: c.Version}
 	why := ""
 	if !local {
 		cl, err := c.server()
@@ -81,12 +77,20 @@ with 7 when something that is needed is missing.`,
 	}
 }
 
-// check is one line of 'atolld doctor -o json'.
+// check is one finding of 'atolld doctor -o json'.
 type check struct {
-	Name    string `json:"name"`
-	Status  string `json:"status"` // ok, warn, fail
-	Message string `json:"message"`
-	Hint    string `json:"hint,omitempty"`
+	Name     string `json:"name"`
+	OK       bool   `json:"ok"`
+	Severity string `json:"severity"` // if not ok: info, warning or error
+	Detail   string `json:"detail"`
+	Fix      string `json:"fix,omitempty"` // commands, one a line
+}
+
+func (ch check) status() string {
+	if ch.OK {
+		return "ok"
+	}
+	return ch.Severity
 }
 
 const maxDoctor = 4 << 20
@@ -119,7 +123,7 @@ func runDoctor(ctx context.Context, c *call, o output) error {
 		return err
 	}
 	for _, ch := range checks {
-		if ch.Status == "fail" {
+		if ch.status() == "error" {
 			return exitCode(errs.ExitCode(errs.Unsupported))
 		}
 	}
@@ -144,22 +148,12 @@ func daemonPath() (string, error) {
 	return p, nil
 }
 
-// readChecks takes a list of checks, or an object that holds one.
 func readChecks(b []byte) ([]check, error) {
 	var list []check
-	if err := json.Unmarshal(b, &list); err == nil {
-		return list, nil
+	if err := json.Unmarshal(b, &list); err != nil {
+		return nil, fmt.Errorf("its answer cannot be read: %w", err)
 	}
-	var obj struct {
-		Checks []check `json:"checks"`
-	}
-	if err := json.Unmarshal(b, &obj); err != nil {
-		return nil, fmt.Errorf("its answer is no JSON: %w", err)
-	}
-	if obj.Checks == nil {
-		return nil, errors.New("its answer holds no checks")
-	}
-	return obj.Checks, nil
+	return list, nil
 }
 
 func (c *call) tellChecks(checks []check, o output) error {
@@ -174,19 +168,33 @@ func (c *call) tellChecks(checks []check, o output) error {
 	}
 	t := &table{}
 	counts := map[string]int{}
-	paint := c.colour(c.Term.OutIs())
 	for _, ch := range checks {
-		counts[ch.Status]++
-		status := ch.Status
-		if code := map[string]string{"ok": "32", "warn": "33", "fail": "31"}[status]; paint && code != "" {
-			status = "\x1b[" + code + "m" + status + "\x1b[0m"
-		}
-		t.row(status, ch.Name, ch.Message)
-		if ch.Hint != "" && ch.Status != "ok" {
-			t.row(strings.Repeat(" ", len(status)), "", "what would help: "+ch.Hint)
+		counts[ch.status()]++
+		t.row(ch.status(), ch.Name, ch.Detail)
+		if ch.Fix != "" && !ch.OK {
+			for i, l := range strings.Split(strings.TrimSpace(ch.Fix), "\n") {
+				t.row("", "", map[bool]string{true: "what would help: ", false: "                 "}[i == 0]+l)
+			}
 		}
 	}
-	fmt.Fprint(c.Out, t.render(false))
-	c.say("%d ok, %s, %s", counts["ok"], plural(counts["warn"], "warning"), plural(counts["fail"], "failure"))
+	text := t.render(false)
+	if c.colour(c.Term.OutIs()) {
+		text = paintChecks(text)
+	}
+	fmt.Fprint(c.Out, text)
+	c.say("%d ok, %s, %s", counts["ok"], plural(counts["warning"], "warning"), plural(counts["error"], "error"))
 	return nil
+}
+
+// paintChecks colours the first word of each line.
+func paintChecks(text string) string {
+	lines := strings.SplitAfter(text, "\n")
+	for i, l := range lines {
+		for word, code := range map[string]string{"ok": "32", "warning": "33", "error": "31"} {
+			if rest, ok := strings.CutPrefix(l, word+" "); ok {
+				lines[i] = "\x1b[" + code + "m" + word + "\x1b[0m " + rest
+			}
+		}
+	}
+	return strings.Join(lines, "")
 }

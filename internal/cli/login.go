@@ -112,7 +112,7 @@ func (o *loginOptions) run(ctx context.Context, c *call) error {
 			return err
 		}
 	}
-	s := Settings{Server: strings.TrimSuffix(u.String(), "/"), Token: token, CAFile: ca}
+	s := Settings{Server: strings.TrimSuffix(u.String(), "/"), Token: token, CAFile: ca, UserAgent: "atoll/" + first(c.Version, "dev")}
 	cl, err := c.Dial(s)
 	if err != nil {
 		return err

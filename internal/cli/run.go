@@ -71,6 +71,9 @@ func (o *runOptions) run(ctx context.Context, c *call) error {
 		}
 		in.Annotations[api.AnnotationAttached] = "true"
 	}
+	if o.rm && !o.detach {
+		in.Annotations = with(in.Annotations, api.AnnotationAttached, "true") // so that it stays until its output was read
+	}
 	if in, err = c.createInstance(ctx, in); err != nil {
 		return err
 	}

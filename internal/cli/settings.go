@@ -140,6 +140,8 @@ func (c *call) settings() (Settings, error) {
 		Socket: first(g.socket, c.Getenv("ATOLL_SOCKET"), f.Socket, DefaultSocket),
 		Token:  c.Getenv("ATOLL_TOKEN"),
 		CAFile: first(g.caFile, c.Getenv("ATOLL_CA_FILE"), f.CAFile),
+
+		UserAgent: "atoll/" + first(c.Version, "dev"),
 	}
 	if g.socket != "" && g.server == "" {
 		s.Server = "" // a socket on the command line outranks a server in the file
