@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -203,6 +204,11 @@ func (h *Handle) plug(index int, p Port) error {
 	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(p.MTU))))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(p.Bridge))))
 	if err := do(req); err != nil {
+		if errors.Is(err, unix.EINVAL) { // what the kernel says of a master that does not exist, among other things
+			if links, lerr := h.Links(); lerr == nil && !slices.ContainsFunc(links, func(l Link) bool { return l.Index == p.Bridge }) {
+				err = unix.ENODEV
+			}
+		}
 		return kernelError(fmt.Sprintf("put %s on the bridge", p.Name), err)
 	}
 	req = h.request(unix.RTM_SETLINK, unix.NLM_F_ACK)

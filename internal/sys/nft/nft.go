@@ -322,7 +322,7 @@ func (t *Table) compare() (bool, error) {
 // unless it contradicts what this one knows.
 func (t *Table) adopt(found map[slot]entry) {
 	for s, e := range found {
-		if _, known := t.state[s]; !known {
+		if _, known := t.state[s]; !known && e.id != "" {
 			t.state[s] = e
 			t.has[e.id] = append(t.has[e.id], s)
 		}
@@ -342,7 +342,8 @@ func (t *Table) rebuild() error {
 	for s, e := range t.state {
 		bySet[s.set] = append(bySet[s.set], wire(s, e))
 	}
-	for _, s := range t.rules.sets {
+	for _, name := range slices.Sorted(maps.Keys(t.rules.sets)) {
+		s := t.rules.sets[name]
 		if err := c.AddSet(s, nil); err != nil {
 			return errs.New(errs.Internal, "set %s: %w", s.Name, err)
 		}
@@ -427,10 +428,9 @@ func (t *Table) load() (map[slot]entry, error) {
 			return nil, kernelError("list elements of "+s.Name, err)
 		}
 		for _, e := range els {
-			if e.Comment != "" { // one without was not put there by us and goes with the next rebuild
-				id, note := parseComment(e.Comment)
-				out[slot{s.Name, string(e.Key)}] = entry{val: string(e.Val), id: id, note: note}
-			}
+			// One without a comment was not put there by us.
+			id, note := parseComment(e.Comment)
+			out[slot{s.Name, string(e.Key)}] = entry{val: string(e.Val), id: id, note: note}
 		}
 	}
 	return out, nil
@@ -633,7 +633,9 @@ func (t *Table) Observe() ([]string, error) {
 	}
 	ids := map[string]bool{}
 	for _, e := range found {
-		ids[e.id] = true
+		if e.id != "" {
+			ids[e.id] = true
+		}
 	}
 	return slices.Sorted(maps.Keys(ids)), nil
 }

@@ -410,6 +410,20 @@ func TestFlushedWhileRunning(t *testing.T) {
 	w.reach(w.outside, hostIP+":8080", "a "+outIP)
 }
 
+// TestBridgeGoneWhileRunning: the same life notices with the next attach.
+func TestBridgeGoneWhileRunning(t *testing.T) {
+	if !onHost(t) {
+		return
+	}
+	w := newWorld(t, Config{})
+	w.start(spec("a", "acme", "10.88.0.2"))
+	sh(t, "", "ip", "link", "del", "atoll0")
+	p := []api.Port{{Port: 80, Publish: 8080}, {Port: 80, Publish: 8080, Protocol: "udp"}}
+	w.start(spec("b", "acme", "10.88.0.3", p...), 80)
+	w.reach(w.outside, hostIP+":8080", "b "+outIP)
+	w.reach(nil, "127.0.0.1:8080", "b "+gwIP)
+}
+
 // TestUDPFlowFollows: a client that keeps asking from one port before the port is
 // published, and after it moved to another instance, gets its answers.
 func TestUDPFlowFollows(t *testing.T) {
