@@ -213,6 +213,12 @@ type Network interface {
 	Teardown(ctx context.Context) error
 }
 
+// Reconciler puts back what others removed of the part that all instances share, such as
+// rules after "nft flush ruleset". An optional ability of a Network; cheap enough for every minute.
+type Reconciler interface {
+	Reconcile(ctx context.Context) error
+}
+
 // Storage keeps volumes on this node. A volume outlives the instances that use it.
 type Storage interface {
 	Probe(ctx context.Context) (api.Capability, error)

@@ -48,7 +48,7 @@ var (
 	portRE = regexp.MustCompile(`^av[0-9a-f]{12}$`)
 )
 
-// Driver is a driver.Network.
+// Driver is a driver.Network and driver.Reconciler.
 type Driver struct {
 	plan  plan
 	run   string
@@ -59,6 +59,11 @@ type Driver struct {
 	host *netlink.Handle // nil: not opened
 	base base
 }
+
+var (
+	_ driver.Network    = (*Driver)(nil)
+	_ driver.Reconciler = (*Driver)(nil)
+)
 
 // base is what all instances share; its zero value means not made sure of yet.
 type base struct{ index, mtu int }
