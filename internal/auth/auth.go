@@ -247,7 +247,7 @@ func (a *Authority) Host(uid uint32) (Identity, error) {
 	switch users := a.byHost[name]; len(users) {
 	case 0:
 		return Identity{}, errs.New(errs.Unauthenticated, "host account %q is not a user of this pool", name).
-			WithHint("an administrator adds you: sudo atoll user add %s, and binds a role in a tenant: sudo atoll user bind %s developer --tenant TENANT", name, name)
+			WithHint("an administrator adds you: sudo atoll user create %s, and gives you a role: sudo atoll user bind %s developer --in TENANT", name, name)
 	case 1:
 		if a.users[users[0]].Spec.Suspended {
 			return Identity{}, suspended(users[0])
@@ -288,7 +288,7 @@ func (a *Authority) check(id Identity) error {
 	}
 	u, ok := a.users[id.User]
 	if !ok {
-		return errs.New(errs.Unauthenticated, "user %s does not exist", id.User).WithHint("an administrator adds it: atoll user add %s", id.User)
+		return errs.New(errs.Unauthenticated, "user %s does not exist", id.User).WithHint("an administrator makes it: atoll user create %s", id.User)
 	}
 	if u.Spec.Suspended {
 		return suspended(id.User)
@@ -306,7 +306,7 @@ func (a *Authority) check(id Identity) error {
 func (a *Authority) fresh(t *api.Token) error {
 	if t.Spec.ExpiresAt != nil && !a.clock.Now().Before(*t.Spec.ExpiresAt) {
 		return errs.New(errs.Unauthenticated, "token %s expired at %s", t.Name, t.Spec.ExpiresAt.UTC().Format(time.RFC3339)).
-			WithHint("make a new one: atoll token create")
+			WithHint("make a new one: atoll token create NAME")
 	}
 	return nil
 }

@@ -119,7 +119,7 @@ func denied(id Identity, verb api.Verb, kind api.Kind, tenant, why string) error
 		}
 	}
 	if tenant != "" {
-		at = " --tenant " + tenant
+		at = " --in " + tenant
 	}
 	return e.WithHint("an administrator can bind a role with the verb %q on %s: atoll user bind %s %s%s", verb, kindWord(kind), id.User, role, at)
 }

@@ -42,7 +42,7 @@ func hashSecret(s string) string {
 
 func badToken() error {
 	return errs.New(errs.Unauthenticated, "this token is not known").
-		WithHint("it was removed, or mistyped; make a new one: atoll token create")
+		WithHint("it was removed, or mistyped; make a new one: atoll token create NAME")
 }
 
 // Bearer recognises a token. source says where the call comes from (an address):

@@ -5,7 +5,9 @@ import (
 	"net/http"
 	"time"
 
+	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/store"
 )
 
 // maxBackup bounds what a restore reads: etcd holds 8 GiB at most.
@@ -40,13 +42,10 @@ func (r rolling) Read(p []byte) (int, error) {
 // backup streams the whole state. An error on the way breaks the connection off, so
 // that half a backup is never taken for a whole one.
 func (c *call) backup() error {
-	if c.Dump == nil {
-		return errs.New(errs.Unsupported, "this server cannot make backups of its store")
-	}
 	w := c.rolling()
 	c.w.Header().Set("Content-Type", typeBinary)
 	c.w.Header().Set("Content-Disposition", `attachment; filename="atoll.backup"`)
-	err := c.Dump(c.r.Context(), w)
+	err := store.Dump(c.r.Context(), c.Store, w, c.Clock.Now())
 	if err != nil && c.w.status != 0 {
 		c.Log.Error("backup broke off", "error", err)
 		panic(http.ErrAbortHandler)
@@ -54,17 +53,19 @@ func (c *call) backup() error {
 	return err
 }
 
-// restore replaces the whole state.
+// restore replaces the whole state. Nothing is written unless all of the backup is good.
 func (c *call) restore() error {
-	if c.Restore == nil {
-		return errs.New(errs.Unsupported, "this server cannot restore its store").WithHint("stop it and restore into its directory")
+	if c.Base == nil {
+		return errs.New(errs.Unsupported, "this server cannot replace its state while it runs").WithHint("stop it and restore into an empty data directory")
 	}
-	r := c.rolling()
-	rev, err := c.Restore(c.r.Context(), io.LimitReader(r, maxBackup))
-	if err != nil {
+	if _, err := store.Load(c.r.Context(), c.Base, io.LimitReader(c.rolling(), maxBackup), store.LoadOptions{Force: true}); err != nil {
 		return err
 	}
 	if err := c.LoadAuth(c.r.Context()); err != nil {
+		return err
+	}
+	_, rev, err := c.Base.List(c.r.Context(), api.Selector{Kind: api.KindTenant, Limit: 1})
+	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, Committed{Revision: rev})

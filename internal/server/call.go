@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net"
@@ -9,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"context"
 
 	"atoll/api"
 	"atoll/internal/auth"
@@ -176,7 +175,7 @@ func (c *call) authenticate() error {
 		return err
 	}
 	return errs.New(errs.Unauthenticated, "who are you? no token was sent").
-		WithHint("send the header Authorization: Bearer atoll_NAME_SECRET (make a token: atoll token create), or use the unix socket")
+		WithHint("send the header Authorization: Bearer atoll_NAME_SECRET (make a token: atoll token create NAME), or use the unix socket")
 }
 
 // gate checks the right the route's row asks for, as far as the URL tells: for an

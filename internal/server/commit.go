@@ -127,10 +127,7 @@ func fullOp(in CommitOp) (store.Op, error) {
 	if _, err := api.New(t.Kind); err != nil && t.Kind != "" {
 		return op, err
 	}
-	if !plainText(t.Tenant) || !plainText(t.Name) {
-		return op, errs.InvalidFields("commit", []errs.Field{{Field: "metadata.name", Value: clip(t.Name), Rule: "must be printable and at most 512 bytes"}})
-	}
-	return op, nil
+	return op, checkRef(t)
 }
 
 // trustedOp keeps an agent to its own objects, and of those to what it reports:

@@ -53,7 +53,7 @@ func (r *records) last() Record {
 
 func meta(name string) api.Meta { return api.Meta{Name: name} }
 
-func user(name string) *api.User {
+func user0(name string) *api.User {
 	return &api.User{Head: api.Head{K: api.KindUser, Meta: meta(name)}}
 }
 
@@ -77,7 +77,7 @@ func newFixture(t testing.TB, cfg Config) *fixture {
 		ops = append(ops, store.Create(r))
 	}
 	for _, u := range []string{"ann", "vera", "otto", "adam", "nora"} {
-		ops = append(ops, store.Create(user(u)))
+		ops = append(ops, store.Create(user0(u)))
 	}
 	ops = append(ops, store.Create(tenantObj("acme")), store.Create(tenantObj("acme/research")), store.Create(tenantObj("demo")),
 		store.Create(binding("ann", "developer", "acme", "ann")), store.Create(binding("vera", "viewer", "acme", "vera")),

@@ -2,11 +2,10 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"net/http"
 	"runtime"
 	"time"
-
-	"context"
 
 	"atoll/api"
 	"atoll/internal/errs"

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -11,21 +12,19 @@ import (
 	"strconv"
 	"strings"
 
-	"context"
-
 	"atoll/api"
 	"atoll/internal/auth"
 	"atoll/internal/errs"
 )
 
-// encodedLister is a store that keeps the JSON of its objects (store.Cache).
-type encodedLister interface {
+// EncodedLister is a store that keeps the JSON of its objects, such as store.Cache.
+type EncodedLister interface {
 	ListEncoded(ctx context.Context, sel api.Selector) ([]json.RawMessage, int64, error)
 }
 
 func etag(rev int64) string { return `"` + strconv.FormatInt(rev, 10) + `"` }
 
-// revisionOf reads If-Match; 0 when there is none, or it is *.
+// ifMatch reads If-Match; 0 when there is none, or it is *.
 func (c *call) ifMatch() (int64, error) {
 	h := strings.TrimSpace(c.r.Header.Get("If-Match"))
 	if h == "" || h == "*" {
@@ -48,9 +47,20 @@ func (c *call) target() api.Ref {
 	return ref
 }
 
+// checkRef turns away names that cannot exist, before they reach a store.
+func checkRef(ref api.Ref) error {
+	if !plainText(ref.Tenant) || !plainText(ref.Name) || ref.Kind != api.KindTenant && strings.Contains(ref.Name, "/") {
+		return errs.InvalidFields("request", []errs.Field{{Field: "name", Value: clip(ref.Name), Rule: "name and tenant must be names", Example: "web"}})
+	}
+	return nil
+}
+
 // read gets an object the caller may do verb on. Nobody learns whether something
 // exists that they have no right to.
 func (c *call) read(ref api.Ref, verb api.Verb) (api.Object, error) {
+	if err := checkRef(ref); err != nil {
+		return nil, err
+	}
 	o, err := c.Store.Get(c.r.Context(), ref)
 	if err != nil {
 		if errs.KindOf(err) == errs.NotFound && ref.Tenant == "" && c.route.Def != nil && c.route.Def.Tenanted {
@@ -215,8 +225,8 @@ func (c *call) list() error {
 	if err != nil {
 		return err
 	}
-	if enc, ok := c.Store.(encodedLister); ok && view == nil && sel.Kind != "" && sel.Kind != api.KindToken {
-		raw, rev, err := enc.ListEncoded(c.r.Context(), sel)
+	if c.Lists != nil && view == nil && sel.Kind != "" && sel.Kind != api.KindToken {
+		raw, rev, err := c.Lists.ListEncoded(c.r.Context(), sel)
 		if err != nil {
 			return err
 		}

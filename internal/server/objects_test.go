@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http/httptest"
@@ -17,8 +18,6 @@ import (
 	"atoll/internal/errs"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
-
-	"crypto/rand"
 )
 
 func readInstance(t testing.TB, r reply) *api.Instance {
@@ -441,7 +440,7 @@ func TestNodeIdentity(t *testing.T) {
 		"another node":            store.Set(&api.Node{Head: api.Head{K: api.KindNode, Meta: meta("isle2")}}),
 		"an assignment":           store.Set(&api.Assignment{Head: api.Head{K: api.KindAssignment, Meta: api.Meta{Name: "other", Tenant: "acme"}}}),
 		"a binding":               store.Set(binding("x", "admin", "", "nora")),
-		"a user":                  store.Set(user("x")),
+		"a user":                  store.Set(user0("x")),
 	} {
 		if _, err := s.Commit(ctx, op); !errors.Is(err, errs.Denied) && !errors.Is(err, errs.NotFound) {
 			t.Errorf("%s: %v", what, err)

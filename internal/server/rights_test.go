@@ -183,7 +183,7 @@ func TestNoEscalation(t *testing.T) {
 	// A role manager cannot give themselves more.
 	f.put(&api.Role{Head: api.Head{K: api.KindRole, Meta: meta("clerk")}, Spec: api.RoleSpec{Rules: []api.RoleRule{
 		{Verbs: []api.Verb{"get", "list", "create", "update", "delete"}, Kinds: []string{"role", "rolebinding", "user", "token"}}}}})
-	f.put(user("cleo"), binding("cleo", "clerk", "", "cleo"))
+	f.put(user0("cleo"), binding("cleo", "clerk", "", "cleo"))
 	cleo := as("cleo")
 	more := `{"kind":"Role","metadata":{"name":"clerk"},"spec":{"rules":[{"verbs":["*"],"kinds":["*"]}]}}`
 	f.do(cleo, "PUT", "/v1/roles/clerk", more).problem(errs.Denied)
@@ -192,7 +192,7 @@ func TestNoEscalation(t *testing.T) {
 	f.do(cleo, "PATCH", "/v1/rolebindings/adam", `{"spec":{"users":["adam","cleo"]}}`).problem(errs.Denied)
 	f.do(cleo, "PATCH", "/v1/users/adam", `{"spec":{"hostUser":"cleo"}}`).problem(errs.Denied)
 	f.do(cleo, "PATCH", "/v1/users/nora", `{"spec":{"fullName":"Nora"}}`).problem(errs.Denied) // nora is a developer by now
-	f.do(cleo, "POST", "/v1/users", encode(t, user("zoe"))).want(201)
+	f.do(cleo, "POST", "/v1/users", encode(t, user0("zoe"))).want(201)
 	tok := `{"kind":"Token","metadata":{"name":"t"},"spec":{"user":"adam"}}`
 	f.do(cleo, "POST", "/v1/tokens", tok).problem(errs.Denied)
 	f.do(as("adam"), "POST", "/v1/tokens", tok).want(201)
@@ -359,7 +359,7 @@ func checkRefs(t *testing.T, v any, known func(string) bool) {
 // The examples in the document are accepted.
 func TestOpenAPIExamples(t *testing.T) {
 	f := newFixture(t, Config{})
-	f.put(user("ci"), user("chen"))
+	f.put(user0("ci"), user0("chen"))
 	for _, rt := range f.routes {
 		if rt.Method != "POST" || rt.Def == nil {
 			continue

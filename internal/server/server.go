@@ -40,9 +40,12 @@ type Deps struct {
 	Version string
 	Audit   func(Record) // told of every call, denials too; must be fast
 
-	// Dump and Restore move the whole state of the store, for backups; none: not supported.
-	Dump    func(ctx context.Context, w io.Writer) error
-	Restore func(ctx context.Context, r io.Reader) (rev int64, err error)
+	// Lists gives objects as JSON, for lists; default: Store, where it can. Needed
+	// when Store is a decorator that hides the store.Cache below it.
+	Lists EncodedLister
+	// Base is the store below all decorators, which a restore writes to: a decorator
+	// would judge objects by its rules while they are half there. None: no restore.
+	Base store.Store
 }
 
 // Config bounds and places the server. Zero values take the defaults given.
@@ -108,6 +111,9 @@ func New(d Deps, cfg Config) *Server {
 	}
 	if d.Hub == nil {
 		d.Hub = tunnel.NewHub()
+	}
+	if d.Lists == nil {
+		d.Lists, _ = d.Store.(EncodedLister)
 	}
 	if d.Audit == nil {
 		d.Audit = func(Record) {}

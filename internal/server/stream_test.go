@@ -424,33 +424,51 @@ func TestUsage(t *testing.T) {
 
 func TestBackupRoute(t *testing.T) {
 	f := newFixture(t, Config{})
-	f.do(root(), "GET", "/v1/backup", "").problem(errs.Unsupported)
-	f.Dump = func(_ context.Context, w io.Writer) error { _, err := w.Write([]byte("state")); return err }
-	var restored string
-	f.Restore = func(_ context.Context, r io.Reader) (int64, error) {
-		b, err := io.ReadAll(r)
-		restored = string(b)
-		return 42, err
-	}
 	s, _ := f.served(as("adam"), false)
+	ctx := background(t)
+	f.do(root(), "POST", "/v1/instances", encode(t, instance("acme", "kept"))).want(201)
 	var b bytes.Buffer
-	if _, err := s.Backup(background(t), &b); err != nil || b.String() != "state" {
-		t.Fatalf("%q %v", b.String(), err)
+	if _, err := s.Backup(ctx, &b); err != nil || b.Len() == 0 {
+		t.Fatalf("%d bytes, %v", b.Len(), err)
 	}
-	if rev, err := s.Restore(background(t), strings.NewReader("other state")); err != nil || rev != 42 || restored != "other state" {
-		t.Fatalf("%d %q %v", rev, restored, err)
+	f.do(root(), "POST", "/v1/instances", encode(t, instance("acme", "later"))).want(201)
+	f.do(root(), "DELETE", "/v1/rolebindings/ann", "").want(200)
+	if _, err := s.Restore(ctx, bytes.NewReader(b.Bytes())); !errors.Is(err, errs.Unsupported) {
+		t.Fatal(err)
+	}
+	f.Base = f.mem
+	if _, err := s.Restore(ctx, bytes.NewReader(b.Bytes()[:b.Len()-20])); !errors.Is(err, errs.Invalid) {
+		t.Fatalf("half a backup: %v", err)
+	}
+	if rev, err := s.Restore(ctx, bytes.NewReader(b.Bytes())); err != nil || rev != f.mem.Revision() {
+		t.Fatalf("%d %v", rev, err)
+	}
+	if got := f.names(as("ann"), "/v1/instances"); got != "acme/kept" { // ann is bound again
+		t.Fatal(got)
 	}
 	for _, who := range []string{"otto", "ann", "node"} {
 		f.do(as(who), "GET", "/v1/backup", "").problem(errs.Denied)
+		f.do(as(who), "POST", "/v1/backup", "x").problem(errs.Denied)
 	}
-	f.Dump = func(_ context.Context, w io.Writer) error {
-		_, _ = w.Write(bytes.Repeat([]byte("x"), 1<<20))
-		return errs.New(errs.Internal, "the disk is on fire")
-	}
-	if _, err := s.Backup(background(t), &b); err == nil {
+	// A store that fails on the way: the caller sees that the backup is not whole.
+	f.Store = failing{f.mem}
+	if _, err := s.Backup(ctx, &b); err == nil {
 		t.Fatal("half a backup looks whole")
 	}
 }
+
+// failing lists one object that cannot be written.
+type failing struct{ store.Store }
+
+func (f failing) List(ctx context.Context, sel api.Selector) ([]api.Object, int64, error) {
+	objs, rev, err := f.Store.List(ctx, sel)
+	return append(objs, unwritable{instance("acme", "x")}), rev, err
+}
+
+type unwritable struct{ *api.Instance }
+
+// MarshalJSON fails.
+func (unwritable) MarshalJSON() ([]byte, error) { return nil, errors.New("cannot be written") }
 
 func TestMetricsRoute(t *testing.T) {
 	f := newFixture(t, Config{})

@@ -184,7 +184,7 @@ func (s *Store) unreachable(ctx context.Context, err error) error {
 	}
 	var unknown x509.UnknownAuthorityError
 	if errors.As(err, &unknown) {
-		return errs.New(errs.Unauthenticated, "the server at %s shows a certificate of an unknown authority", where).WithHint("trust its ca.crt: atoll login --ca FILE")
+		return errs.New(errs.Unauthenticated, "the server at %s shows a certificate of an unknown authority", where).WithHint("trust its ca.crt: atoll login URL --ca-file FILE")
 	}
 	return errs.New(errs.Unavailable, "no server answers at %s: %w", where, err).WithHint("is it running? start it: atolld up (or make up)")
 }

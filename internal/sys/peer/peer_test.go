@@ -1,12 +1,11 @@
 package peer
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"testing"
-
-	"errors"
 
 	"atoll/internal/errs"
 )
