@@ -244,7 +244,9 @@ func (a *Agent) leftovers(ctx context.Context) error {
 	inUse := map[string]bool{}
 	for id, l := range a.lives {
 		alive[id] = true
-		inUse[l.obs.ImageDigest] = true
+		if l.obs.ImageDigest != "" {
+			inUse[l.obs.ImageDigest] = true
+		}
 	}
 	a.mu.Unlock()
 	if a.Network != nil {

@@ -170,13 +170,9 @@ func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, 
 		return reconcile.Result{}, nil // never started: takes no room until it is
 	}
 	it := policy.ItemOf(in)
-	start := p.clock.Now()
-	d := sched.Plan(p.view, []*policy.Item{it}, p.chain, p.seed)[0]
-	d.Decision.At = start
-	d.Decision.TookUS = p.clock.Now().Sub(start).Microseconds()
-
+	d, addr := p.decide(in, it)
 	next := &api.Assignment{Head: api.Head{K: api.KindAssignment, Meta: api.Meta{Name: in.Name, Tenant: in.Tenant, UID: in.UID,
-		Owner: &ref, CreatedAt: &start}}, Spec: api.AssignmentSpec{InstanceUID: in.UID, Node: d.Node, Generation: 1, Decision: &d.Decision}}
+		Owner: &ref, CreatedAt: &d.Decision.At}}, Spec: api.AssignmentSpec{InstanceUID: in.UID, Node: d.Node, Generation: 1, Address: addr, Decision: &d.Decision}}
 	var rev int64
 	if a != nil {
 		rev, next.Spec.Generation, next.CreatedAt = a.Revision, a.Spec.Generation, a.CreatedAt
@@ -186,15 +182,6 @@ func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, 
 			p.pending[ref] = true
 			return reconcile.Result{Again: retryPending}, nil
 		}
-	}
-	if d.Node != "" && in.Spec.Network() != api.NetworkNone && in.Spec.Network() != api.NetworkHost {
-		addr, err := p.pool.give(in.UID, fixedAddress(&in.Spec))
-		if err != nil {
-			next.Spec.Node, next.Spec.Decision.Chosen = "", ""
-			next.Spec.Decision.Refusals = []api.Refusal{{Policy: "addresses", Reason: err.Error(), Nodes: d.Decision.Of}}
-			d.Node = ""
-		}
-		next.Spec.Address = addr
 	}
 	// The instance must still be what was looked at: not changed, not removed.
 	_, err := s.Commit(ctx, store.Op{Verb: store.Put, Object: next, Rev: rev}, store.Expect(ref, in.Revision))
@@ -212,6 +199,24 @@ func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, 
 	delete(p.pending, ref)
 	p.view.Place(it, d.Node)
 	return reconcile.Result{}, nil
+}
+
+// decide finds a node and an address.
+func (p *Placement) decide(in *api.Instance, it *policy.Item) (d sched.Placement, addr string) {
+	start := p.clock.Now()
+	d = sched.Plan(p.view, []*policy.Item{it}, p.chain, p.seed)[0]
+	d.Decision.At = start
+	d.Decision.TookUS = p.clock.Now().Sub(start).Microseconds()
+	if n := in.Spec.Network(); d.Node == "" || n == api.NetworkNone || n == api.NetworkHost {
+		return d, ""
+	}
+	addr, err := p.pool.give(in.UID, fixedAddress(&in.Spec))
+	if err != nil {
+		d.Node, d.Decision.Chosen = "", ""
+		d.Decision.Refusals = []api.Refusal{{Policy: "addresses", Reason: err.Error(), Nodes: d.Decision.Of}}
+		d.Decision.Hints = []string{"run it without a network (--network none), or free an address"}
+	}
+	return d, addr
 }
 
 // sameRefusal spares a write when nothing new is to be said.
