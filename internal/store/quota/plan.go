@@ -1,0 +1,260 @@
+package quota
+
+import (
+	"context"
+	"maps"
+	"reflect"
+	"sort"
+
+	"atoll/api"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+// account is a ledger while a plan is made.
+type account struct {
+	tenant string
+	was    *api.Ledger // nil: there is none yet
+	spec   api.LedgerSpec
+	delta  sums // change of requested
+	touch  bool // write it even if it stays the same: who plans with the tenant must notice
+	drop   bool
+}
+
+// owner is a tenant while a plan is made.
+type owner struct {
+	was, is *api.Tenant // nil: not there
+	opAt    int         // index of the op that changes it; -1: none
+}
+
+// plan is one commit in the making.
+type plan struct {
+	s        store.Store
+	ops      []store.Op // the caller's, with revisions pinned
+	pinned   map[api.Ref]bool
+	accounts map[string]*account
+	owners   map[string]*owner
+	started  map[string][]string // by tenant: instances that are created or begin to use more
+	refusal  error               // the caller's own conflict, as far as can be told now
+}
+
+// plan reads what the ops change and sums up the differences.
+func (q *Store) plan(ctx context.Context, ops []store.Op) (*plan, error) {
+	p := &plan{s: q.Store, ops: append([]store.Op(nil), ops...), pinned: map[api.Ref]bool{},
+		accounts: map[string]*account{}, owners: map[string]*owner{}, started: map[string][]string{}}
+	for i := range p.ops {
+		var err error
+		switch op := &p.ops[i]; {
+		case op.Verb == store.Check:
+		case op.Target().Kind == api.KindInstance:
+			err = p.instance(ctx, op)
+		case op.Target().Kind == api.KindTenant:
+			err = p.tenant(ctx, op, i)
+		}
+		if err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+// pin ties an op that would take any revision to the one the plan was made for.
+// With have 0 a delete has nothing to delete, which Judge says.
+func (p *plan) pin(op *store.Op, have int64) error {
+	if err := store.Judge(*op, have); err != nil {
+		return err
+	}
+	if op.Rev == store.Any {
+		op.Rev = have
+		p.pinned[op.Target()] = true
+	}
+	return nil
+}
+
+func (p *plan) instance(ctx context.Context, op *store.Op) error {
+	was, found, err := before[*api.Instance](ctx, p.s, *op)
+	if err != nil {
+		return err
+	}
+	have := int64(0)
+	if found {
+		have = was.Revision
+	} else {
+		was = nil
+	}
+	if err := p.pin(op, have); err != nil {
+		return err
+	}
+	var is *api.Instance
+	if op.Verb == store.Put {
+		var ok bool
+		if is, ok = op.Object.(*api.Instance); !ok {
+			return errs.New(errs.Internal, "%s is a %T", op.Target(), op.Object)
+		}
+	}
+	delta := sums{}
+	if err := delta.add(usage(is), 1); err != nil {
+		return err
+	}
+	if err := delta.add(usage(was), -1); err != nil {
+		return err
+	}
+	begins := is != nil && (was == nil || was.Spec.Stopped && !is.Spec.Stopped)
+	if delta.zero() && !begins {
+		return nil
+	}
+	tenant := op.Target().Tenant
+	if begins {
+		p.started[tenant] = append(p.started[tenant], is.Name)
+	}
+	for _, path := range append(api.TenantChain(tenant), "") {
+		a, err := p.account(ctx, path)
+		if err != nil {
+			return err
+		}
+		if err := a.delta.add(delta, 1); err != nil {
+			return err
+		}
+		a.touch = true
+	}
+	return nil
+}
+
+func (p *plan) tenant(ctx context.Context, op *store.Op, at int) error {
+	path := op.Target().Name
+	// Its ledger and its parent's first: see the package comment.
+	own, err := p.account(ctx, path)
+	if err != nil {
+		return err
+	}
+	up, err := p.account(ctx, api.ParentTenant(path))
+	if err != nil {
+		return err
+	}
+	pool, err := p.account(ctx, "")
+	if err != nil {
+		return err
+	}
+	was, found, err := before[*api.Tenant](ctx, p.s, *op)
+	if err != nil {
+		return err
+	}
+	have := int64(0)
+	if found {
+		have = was.Revision
+	} else {
+		was = nil
+	}
+	if err := p.pin(op, have); err != nil {
+		return err
+	}
+	o := &owner{was: was, opAt: at}
+	p.owners[path] = o
+	if op.Verb == store.Delete {
+		own.drop, up.touch, pool.touch = true, true, true
+		return nil
+	}
+	var ok bool
+	if o.is, ok = op.Object.(*api.Tenant); !ok {
+		return errs.New(errs.Internal, "%s is a %T", op.Target(), op.Object)
+	}
+	if was != nil {
+		if b := was.Status; o.is.Status.UIDBase != b.UIDBase || o.is.Status.UIDCount != b.UIDCount {
+			o.is = api.Clone(o.is) // whoever writes a tenant cannot move its host IDs
+			o.is.Status.UIDBase, o.is.Status.UIDCount = b.UIDBase, b.UIDCount
+			op.Object = o.is
+		}
+		if reflect.DeepEqual(was.Spec, o.is.Spec) && (was.DeletedAt == nil) == (o.is.DeletedAt == nil) {
+			return nil
+		}
+	}
+	own.touch, pool.touch = true, true
+	if was == nil || !maps.Equal(was.Spec.Guarantee, o.is.Spec.Guarantee) {
+		up.touch = true
+	}
+	return nil
+}
+
+// account reads a tenant's ledger once a plan.
+func (p *plan) account(ctx context.Context, tenant string) (*account, error) {
+	if a := p.accounts[tenant]; a != nil {
+		return a, nil
+	}
+	l, found, err := lookup[*api.Ledger](ctx, p.s, ledgerRef(tenant))
+	if err != nil {
+		return nil, err
+	}
+	a := &account{tenant: tenant, delta: sums{}}
+	if found {
+		a.was, a.spec = l, api.Clone(l).Spec
+	}
+	p.accounts[tenant] = a
+	return a, nil
+}
+
+// owner gives a tenant as it will be after the commit; nil when there is none.
+func (p *plan) owner(ctx context.Context, path string) (*api.Tenant, error) {
+	o, err := p.ownerOf(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	return o.is, nil
+}
+
+func (p *plan) ownerOf(ctx context.Context, path string) (*owner, error) {
+	if o := p.owners[path]; o != nil {
+		return o, nil
+	}
+	t, found, err := lookup[*api.Tenant](ctx, p.s, tenantRef(path))
+	if err != nil {
+		return nil, err
+	}
+	o := &owner{opAt: -1}
+	if found {
+		o.was, o.is = t, t
+	}
+	p.owners[path] = o
+	return o, nil
+}
+
+// free reports whether nothing is to be counted or judged.
+func (p *plan) free() bool {
+	for _, a := range p.accounts {
+		if a.touch || a.drop {
+			return false
+		}
+	}
+	return true
+}
+
+// paths lists the accounts, parents before what is nested in them.
+func (p *plan) paths() []string {
+	out := make([]string, 0, len(p.accounts))
+	for t := range p.accounts {
+		out = append(out, t)
+	}
+	sort.Strings(out)
+	return out
+}
+
+// all are the caller's ops and then those of the ledgers: a store names the first
+// that fails, and the caller's own come first.
+func (p *plan) all() []store.Op {
+	out := p.ops
+	for _, path := range p.paths() {
+		a := p.accounts[path]
+		switch {
+		case a.drop && a.was != nil:
+			out = append(out, store.Remove(ledgerRef(path), a.was.Revision))
+		case a.drop || !a.touch:
+		case a.was == nil:
+			l := &api.Ledger{Head: api.Head{K: api.KindLedger, Meta: api.Meta{Tenant: path, Name: api.LedgerName}}, Spec: a.spec}
+			out = append(out, store.Create(l))
+		default:
+			l := api.Clone(a.was)
+			l.Spec = a.spec
+			out = append(out, store.Update(l))
+		}
+	}
+	return out
+}

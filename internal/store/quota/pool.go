@@ -1,0 +1,179 @@
+package quota
+
+import (
+	"context"
+	"sort"
+
+	"atoll/api"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+const (
+	// Of what the nodes have, this many of ten parts are given away; the rest is
+	// the buffer for what is not foreseen.
+	givenParts, ofParts = 9, 10
+
+	// Host user IDs: a tenant has 65,536, as many as a container's own user table.
+	// They start above what people and distributions use and end below 2^31, which
+	// some tools read as negative.
+	uidCount = 65536
+	uidFirst = 1 << 20
+	uidLast  = 1<<31 - 2*uidCount // the highest base
+)
+
+// capacity is what all nodes have to give; mark tells whether they changed since.
+type capacity struct {
+	mark  uint64
+	given api.Resources
+}
+
+// capacity sums the nodes. The sum is kept while no node changes, as a pool has
+// thousands of nodes and more admissions a second than changes of nodes.
+func (q *Store) capacity(ctx context.Context) (api.Resources, error) {
+	nodes, _, err := store.List[*api.Node](ctx, q.Store, api.Selector{Kind: api.KindNode})
+	if err != nil {
+		return nil, err
+	}
+	mark := uint64(len(nodes))
+	for _, n := range nodes {
+		mark = mark*1099511628211 + uint64(n.Revision) //nolint:gosec // a checksum
+	}
+	if c := q.nodes.Load(); c != nil && c.mark == mark {
+		return c.given, nil
+	}
+	total := api.Resources{}
+	for _, n := range nodes {
+		total = total.Add(n.Status.Allocatable)
+	}
+	for r, v := range total {
+		total[r] = v / ofParts * givenParts
+		if v < 1<<50 {
+			total[r] = v * givenParts / ofParts
+		}
+	}
+	q.nodes.Store(&capacity{mark: mark, given: total})
+	return total, nil
+}
+
+// pool books what the top tenants take from the pool and refuses what it has not got.
+func (q *Store) pool(ctx context.Context, p *plan, pool *account) error {
+	given, err := q.capacity(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.guarantees(given); err != nil {
+		return err
+	}
+	before := pool.spec.Reserved
+	for _, path := range p.paths() {
+		if path == "" || api.ParentTenant(path) != "" {
+			continue
+		}
+		o, err := p.ownerOf(ctx, path)
+		if err != nil {
+			return err
+		}
+		a, had := p.accounts[path], api.Resources(nil)
+		if a.was != nil {
+			had = a.was.Spec.Requested
+		}
+		pool.spec.Reserved = plus(pool.spec.Reserved, difference(reserve(guarantee(o.was), had), reserve(guarantee(o.is), a.spec.Requested)))
+	}
+	if len(given) > 0 { // with no nodes yet everything waits, and nothing is promised
+		for _, r := range shared {
+			if is := pool.spec.Reserved[r]; is > before[r] && is > given[r] {
+				return errs.New(errs.NoCapacity, "the pool has %s of %s left for this (%s less what is guaranteed or in use), %s more is asked",
+					api.FormatQuantity(r, max(given[r]-before[r], 0)), r, api.FormatQuantity(r, given[r]), api.FormatQuantity(r, is-before[r])).
+					WithHint("ask for less, stop something, lower a guarantee, or add a node")
+			}
+		}
+	}
+	return p.hostIDs(ctx, pool)
+}
+
+// guarantees refuses promises to top tenants that the nodes cannot keep.
+func (p *plan) guarantees(given api.Resources) error {
+	for _, path := range p.changed() {
+		o := p.owners[path]
+		if api.ParentTenant(path) != "" {
+			continue
+		}
+		d := difference(guarantee(o.was), guarantee(o.is))
+		for _, r := range api.ResourceNames() {
+			promised := p.accounts[""].spec.Promised[r]
+			if d[r] <= 0 || counted(r) || promised <= given[r] {
+				continue
+			}
+			if len(given) == 0 {
+				return errs.New(errs.NoCapacity, "tenant %s: nothing can be guaranteed: the pool has no nodes yet", path).
+					WithHint("start an agent on a host first, or create the tenant without a guarantee")
+			}
+			return errs.New(errs.NoCapacity, "tenant %s: %s: the pool can guarantee %s in all, %s would be guaranteed", path, r,
+				api.FormatQuantity(r, given[r]), api.FormatQuantity(r, promised)).
+				WithHint("guarantee at most %s here, lower another guarantee, or add a node", api.FormatQuantity(r, max(given[r]-promised+o.is.Spec.Guarantee[r], 0)))
+		}
+	}
+	return nil
+}
+
+// hostIDs gives each new tenant a range of its own.
+func (p *plan) hostIDs(ctx context.Context, pool *account) error {
+	var fresh []string
+	for _, path := range p.changed() {
+		if o := p.owners[path]; o.was == nil && o.is != nil {
+			fresh = append(fresh, path)
+		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	tenants, _, err := store.List[*api.Tenant](ctx, p.s, api.Selector{Kind: api.KindTenant})
+	if err != nil {
+		return err
+	}
+	var taken []uint32
+	for _, t := range tenants {
+		if t.Status.UIDCount > 0 {
+			taken = append(taken, t.Status.UIDBase)
+		}
+	}
+	sort.Slice(taken, func(i, j int) bool { return taken[i] < taken[j] })
+	for _, path := range fresh {
+		base, ok := freeBase(pool.spec.NextUID, taken)
+		if !ok {
+			return errs.New(errs.NoCapacity, "tenant %s: all ranges of host user IDs are taken", path).WithHint("remove a tenant that is not used")
+		}
+		o := p.owners[path]
+		t := api.Clone(o.is)
+		t.Status.UIDBase, t.Status.UIDCount = base, uidCount
+		o.is, p.ops[o.opAt].Object = t, t
+		pool.spec.NextUID = base + uidCount
+		i := sort.Search(len(taken), func(i int) bool { return taken[i] >= base })
+		taken = append(taken, 0)
+		copy(taken[i+1:], taken[i:])
+		taken[i] = base
+	}
+	return nil
+}
+
+// freeBase finds a range that overlaps none of taken (sorted bases), looking from
+// next on and then from the start. Ranges are never handed out again while new ones
+// are left, so that files left behind by a removed tenant are not another's soon.
+func freeBase(next uint32, taken []uint32) (uint32, bool) {
+	if next < uidFirst || next > uidLast {
+		next = uidFirst
+	}
+	for _, from := range []uint32{next, uidFirst} {
+		base := uint64(from)
+		// The range before may reach into this one.
+		i := sort.Search(len(taken), func(i int) bool { return uint64(taken[i])+uidCount > base })
+		for ; i < len(taken) && uint64(taken[i]) < base+uidCount; i++ {
+			base = uint64(taken[i]) + uidCount
+		}
+		if base <= uidLast {
+			return uint32(base), true
+		}
+	}
+	return 0, false
+}

@@ -1,0 +1,142 @@
+// Package quota is a store.Store decorator that makes admission part of the commit
+// that creates an object: the ledgers (api.Ledger) of the tenants on the path and of
+// the pool change in the same transaction, so no race can exceed a limit, break a
+// guarantee or give two tenants the same host IDs.
+//
+// Every change of a tenant's account or spec writes its ledger. A plan reads the
+// ledger before the tenant and commits against the ledger's revision, so what it
+// read of the tenant still holds when it goes through.
+//
+// It starts no goroutine. It must never write an object of its caller's in another
+// form than it was given, but for a tenant's range of host IDs.
+package quota
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"atoll/api"
+	"atoll/internal/clock"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+const (
+	// attempts bounds retries after others changed a ledger first.
+	attempts = 200
+	// pause before a retry gives a mirror below the time to catch up.
+	pauseMin, pauseMax = 200 * time.Microsecond, 20 * time.Millisecond
+	// catchUp bounds the wait for a revision that the caller claims to have seen.
+	catchUp = 500 * time.Millisecond
+)
+
+// Store admits and keeps the books.
+type Store struct {
+	store.Store
+	// Clock is what pauses are measured with; set before use. Default: the machine's.
+	Clock clock.Clock
+	// turn is held while a plan is made and committed. As every admission writes the
+	// pool's ledger, commits of one process would only make each other repeat.
+	turn  chan struct{}
+	nodes atomic.Pointer[capacity]
+}
+
+// New puts admission before s. What is written to s directly is not counted until Recount.
+func New(s store.Store) *Store {
+	return &Store{Store: s, Clock: clock.Real{}, turn: make(chan struct{}, 1)}
+}
+
+// Commit adds the ledger ops that the caller's ops need. Errors beside those of the
+// store: errs.Quota, errs.NoCapacity, errs.Denied (the tenant is suspended or being
+// removed), errs.NotFound (there is no such tenant), errs.Conflict (a tenant that
+// still has something inside).
+func (q *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
+	if !concerned(ops) {
+		return q.Store.Commit(ctx, ops...)
+	}
+	if err := store.CheckOps(ops); err != nil {
+		return 0, err
+	}
+	p, err := q.plan(ctx, ops)
+	if err != nil {
+		return 0, err
+	}
+	if p.free() { // nothing to count (a status, say), so no turn to wait for
+		if rev, err := q.Store.Commit(ctx, p.all()...); !p.ours(err) {
+			return rev, err
+		}
+	}
+	select {
+	case q.turn <- struct{}{}:
+		defer func() { <-q.turn }()
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	wait := pauseMin
+	for range attempts {
+		p, err := q.plan(ctx, ops)
+		if err == nil {
+			err = q.judge(ctx, p)
+		}
+		if err != nil {
+			return 0, err
+		}
+		rev, err := q.Store.Commit(ctx, p.all()...)
+		if !p.ours(err) {
+			return rev, err
+		}
+		if err := q.Clock.Sleep(ctx, wait); err != nil {
+			return 0, err
+		}
+		wait = min(wait*2, pauseMax)
+	}
+	return 0, errs.New(errs.Unavailable, "the ledgers change faster than this commit could be admitted").WithHint("try again")
+}
+
+func concerned(ops []store.Op) bool {
+	for _, op := range ops {
+		if k := op.Target().Kind; op.Verb != store.Check && (k == api.KindInstance || k == api.KindTenant) {
+			return true
+		}
+	}
+	return false
+}
+
+// ours reports whether a commit failed for something the plan added, not the caller.
+func (p *plan) ours(err error) bool {
+	var r *store.Refused
+	return errors.As(err, &r) && (r.Ref.Kind == api.KindLedger || p.pinned[r.Ref])
+}
+
+// lookup is Get with nil for what is not there.
+func lookup[T api.Object](ctx context.Context, s store.Store, ref api.Ref) (obj T, found bool, err error) {
+	obj, err = store.Get[T](ctx, s, ref)
+	if errors.Is(err, errs.NotFound) {
+		return obj, false, nil
+	}
+	return obj, err == nil, err
+}
+
+// before reads what an op is about. When the caller knows a newer revision than
+// the store below shows (a mirror behind another process), it is waited for.
+func before[T api.Object](ctx context.Context, s store.Store, op store.Op) (obj T, found bool, err error) {
+	ref := op.Target()
+	obj, found, err = lookup[T](ctx, s, ref)
+	if err != nil || op.Rev <= 0 || found && obj.Metadata().Revision >= op.Rev {
+		return obj, found, err
+	}
+	wait, cancel := context.WithTimeout(ctx, catchUp)
+	defer cancel()
+	list, _, err := store.List[T](wait, s, api.Selector{Kind: ref.Kind, Tenant: ref.Tenant, Name: ref.Name, MinRev: op.Rev})
+	switch {
+	case err != nil && wait.Err() != nil && ctx.Err() == nil:
+		return obj, found, nil // there never was such a revision: a conflict with what is there
+	case err != nil:
+		return obj, false, err
+	case len(list) == 0:
+		return obj, false, nil
+	}
+	return list[0], true, nil
+}
