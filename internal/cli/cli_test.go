@@ -40,7 +40,7 @@ func (f *fakeTerminal) Password() (string, error) { return "t0ken", nil }
 // fixed is a clock that stands still for Now and lets timers run.
 type fixed struct{ clock.Real }
 
-func (fixed) Now() time.Time { return time.Date(2026, 1, 2, 3, 5, 5, 0, time.UTC) }
+func (fixed) Now() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
 
 // syncBuffer is written by several goroutines and read by the test.
 type syncBuffer struct {
@@ -77,17 +77,27 @@ type rig struct {
 	err   syncBuffer
 	sig   chan os.Signal
 	seen  *Settings
+	// socket, when set, is where a server stands between the user and the world.
+	socket string
+	clock  clock.Clock
 }
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	return &rig{world: newWorld(t, 2000), term: &fakeTerminal{}, home: t.TempDir(), env: map[string]string{}, in: strings.NewReader(""), sig: make(chan os.Signal, 8)}
+	return &rig{world: newWorld(t, 2000), term: &fakeTerminal{}, clock: fixed{}, home: t.TempDir(), env: map[string]string{}, in: strings.NewReader(""), sig: make(chan os.Signal, 8)}
 }
 
 func (r *rig) io() IO {
-	return IO{In: r.in, Out: &r.out, Err: &r.err, Term: r.term, Clock: fixed{}, Home: r.home,
+	return IO{In: r.in, Out: &r.out, Err: &r.err, Term: r.term, Clock: r.clock, Home: r.home,
 		Getenv: func(k string) string { return r.env[k] },
-		Dial:   func(s Settings) (Client, error) { r.seen = &s; return r.world, nil },
+		Dial: func(s Settings) (Client, error) {
+			r.seen = &s
+			if r.socket != "" {
+				s.Socket, s.Server = r.socket, ""
+				return Connect(s)
+			}
+			return r.world, nil
+		},
 		Signals: func(...os.Signal) (<-chan os.Signal, func()) {
 			return r.sig, func() {}
 		}}
@@ -120,15 +130,29 @@ func (r *rig) fails(t *testing.T, code int, want string, args ...string) {
 
 // TestScripts runs testdata/script: each has a world of its own. Commands: atoll,
 // rc N atoll … (expects an exit code), and feed FILE (the next call's input).
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, nil) }
+
+// TestScriptsServer is the same by way of the real server and the real remote store.
+func TestScriptsServer(t *testing.T) { runScripts(t, serveWorld) }
+
+func runScripts(t *testing.T, prepare func(testing.TB, *rig)) {
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",
 		UpdateScripts: *updateScripts,
 		Setup: func(e *testscript.Env) error {
 			r := newRig(e.T().(testing.TB))
+			if prepare != nil {
+				prepare(e.T().(testing.TB), r)
+			}
 			e.Values["rig"] = r
 			e.Setenv("HOME", r.home)
 			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "server" {
+				return false, errs.New(errs.Invalid, "unknown condition %s", cond)
+			}
+			return prepare != nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"atoll": func(ts *testscript.TestScript, neg bool, args []string) {

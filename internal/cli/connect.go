@@ -37,33 +37,33 @@ func Connect(s Settings) (Client, error) {
 		return nil, err
 	}
 	if s.Trace != nil {
-		return &tracer{Client: &server{r}, trace: s.Trace, clock: clock.Real{}}, nil
+		return &tracer{Client: &wire{r}, trace: s.Trace, clock: clock.Real{}}, nil
 	}
-	return &server{r}, nil
+	return &wire{r}, nil
 }
 
-// server is a Client that speaks to a server.
-type server struct{ *remote.Store }
+// wire is a Client that speaks to a server.
+type wire struct{ *remote.Store }
 
 // Create makes one object.
-func (s *server) Create(ctx context.Context, o api.Object) (api.Object, error) {
+func (s *wire) Create(ctx context.Context, o api.Object) (api.Object, error) {
 	return s.Store.Create(ctx, o, "")
 }
 
 // Delete asks for removal.
-func (s *server) Delete(ctx context.Context, ref api.Ref, rev int64) error {
+func (s *wire) Delete(ctx context.Context, ref api.Ref, rev int64) error {
 	_, err := s.Store.Delete(ctx, ref, max(rev, 0))
 	return err
 }
 
 // DryRun lets the server judge a commit.
-func (s *server) DryRun(ctx context.Context, ops ...store.Op) error {
+func (s *wire) DryRun(ctx context.Context, ops ...store.Op) error {
 	_, _, err := s.Apply(ctx, true, ops...)
 	return err
 }
 
 // Stream opens a live stream.
-func (s *server) Stream(ctx context.Context, r StreamRequest) (Stream, error) {
+func (s *wire) Stream(ctx context.Context, r StreamRequest) (Stream, error) {
 	if r.Verb == tunnel.VerbImage {
 		req, ok := r.Params.(api.ImageRequest)
 		if !ok {
@@ -83,7 +83,7 @@ func (s *server) Stream(ctx context.Context, r StreamRequest) (Stream, error) {
 }
 
 // WhoAmI asks who the server takes the caller for.
-func (s *server) WhoAmI(ctx context.Context) (Identity, error) {
+func (s *wire) WhoAmI(ctx context.Context) (Identity, error) {
 	w, err := s.Store.WhoAmI(ctx)
 	id := Identity{User: first(w.User, w.Node), Admin: w.Admin}
 	for _, b := range w.Bindings {
@@ -95,25 +95,25 @@ func (s *server) WhoAmI(ctx context.Context) (Identity, error) {
 }
 
 // ServerVersion asks for the server's version.
-func (s *server) ServerVersion(ctx context.Context) (string, error) {
+func (s *wire) ServerVersion(ctx context.Context) (string, error) {
 	v, err := s.Store.Version(ctx)
 	return v.Version, err
 }
 
 // Backup reads the whole state.
-func (s *server) Backup(ctx context.Context, w io.Writer) error {
+func (s *wire) Backup(ctx context.Context, w io.Writer) error {
 	_, err := s.Store.Backup(ctx, w)
 	return err
 }
 
 // Restore replaces the whole state.
-func (s *server) Restore(ctx context.Context, r io.Reader) error {
+func (s *wire) Restore(ctx context.Context, r io.Reader) error {
 	_, err := s.Store.Restore(ctx, r)
 	return err
 }
 
 // Close gives the connections back.
-func (s *server) Close() error {
+func (s *wire) Close() error {
 	s.Store.Close()
 	return nil
 }

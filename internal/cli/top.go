@@ -117,8 +117,14 @@ func (o *topOptions) print(c *call, rep api.UsageReport, what string, t *table) 
 	return err
 }
 
-func cores(milli int64) string { return api.HumanQuantity(api.CPU, milli) }
-func size(b int64) string      { return api.HumanQuantity(api.Memory, b) }
+func cores(milli int64) string {
+	if milli == 0 {
+		return "0"
+	}
+	return api.HumanQuantity(api.CPU, milli)
+}
+
+func size(b int64) string { return api.HumanQuantity(api.Memory, b) }
 
 func limitOf(r api.Resources, name api.Resource) string {
 	if v, ok := r[name]; ok {

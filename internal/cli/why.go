@@ -185,14 +185,14 @@ func (c *call) whyShare(ctx context.Context, cl Client, in *api.Instance, say fu
 			facts = append(facts, amount(r, g))
 		}
 		if led != nil {
-			facts = append(facts, api.HumanQuantity(r, led.Spec.Requested[r])+" requested by "+in.Tenant)
+			facts = append(facts, short(r, led.Spec.Requested[r])+" requested by "+in.Tenant)
 		}
 		if i >= 0 {
 			used := rep.Tenants[i].CPUMilli
 			if r == api.Memory {
 				used = rep.Tenants[i].Memory
 			}
-			facts = append(facts, api.HumanQuantity(r, used)+" used now")
+			facts = append(facts, short(r, used)+" used now")
 		}
 		tail := ""
 		if len(facts) > 0 {
@@ -209,6 +209,14 @@ func (c *call) whyShare(ctx context.Context, cl Client, in *api.Instance, say fu
 			say("%s: %s requested, inside %s's guarantee%s.", name, api.HumanQuantity(r, asked), in.Tenant, tail)
 		}
 	}
+}
+
+// short is an amount without its unit's name.
+func short(r api.Resource, v int64) string {
+	if r == api.CPU {
+		return cores(v)
+	}
+	return api.HumanQuantity(r, v)
 }
 
 func (c *call) whyNode(ctx context.Context, n *api.Node) error {

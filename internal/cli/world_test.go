@@ -614,11 +614,18 @@ func (w *world) copy(h tunnel.Header, s *tunnel.Stream) error {
 	return s.WriteJSON(api.ChanExit, api.StreamExit{})
 }
 
-// Usage is what the test put there.
-func (w *world) Usage(context.Context, string) (api.UsageReport, error) {
+// Usage is what the test put there, and every tenant's guarantee.
+func (w *world) Usage(ctx context.Context, _ string) (api.UsageReport, error) {
+	list, _, err := store.List[*api.Tenant](ctx, w, api.Selector{Kind: api.KindTenant})
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.usage, nil
+	rep := w.usage
+	if len(rep.Tenants) == 0 {
+		for _, t := range list {
+			rep.Tenants = append(rep.Tenants, api.TenantUsage{Tenant: t.Name, Guarantee: t.Spec.Guarantee, Limit: t.Spec.Limit})
+		}
+	}
+	return rep, err
 }
 
 // WhoAmI is root.
