@@ -116,7 +116,7 @@ func New(d Deps) *Agent {
 	a.checks = newChecks(d.Clock, a.report)
 	a.engine.Add(&instances{a}, 32)
 	a.engine.Add(&tenants{a}, 1)
-	a.engine.Add(&upkeep{a}, 1)
+	a.engine.Add(&upkeep{Agent: a}, 1)
 	return a
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"atoll/api"
+	"atoll/internal/driver"
 	"atoll/internal/reconcile"
 	"atoll/internal/store"
 )
@@ -113,14 +114,17 @@ func (a *Agent) rootShare(st api.NodeStatus) Share {
 }
 
 // upkeep is the controller of what must be done from time to time.
-type upkeep struct{ *Agent }
+type upkeep struct {
+	*Agent
+	cleaned time.Time
+}
 
 // upkeepRef is its only name.
 var upkeepRef = api.Ref{Kind: api.KindNode, Name: "upkeep"}
 
 const (
 	publishEvery = 10 * time.Second
-	collectEvery = 5 * time.Minute
+	cleanEvery   = time.Minute
 )
 
 func (*upkeep) Name() string { return "upkeep" }
@@ -136,7 +140,13 @@ func (u *upkeep) Reconcile(ctx context.Context, _ store.Store, _ api.Ref) (recon
 	if err := u.publish(ctx); err != nil {
 		return reconcile.Result{}, err
 	}
-	return reconcile.Result{Again: publishEvery}, u.leftovers(ctx)
+	if now := u.Clock.Now(); now.Sub(u.cleaned) >= cleanEvery {
+		u.cleaned = now
+		if err := u.leftovers(ctx); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
+	return reconcile.Result{Again: publishEvery}, nil
 }
 
 // publish writes the node object: made the first time, its status afterwards, and
@@ -249,6 +259,11 @@ func (a *Agent) leftovers(ctx context.Context) error {
 		}
 	}
 	a.mu.Unlock()
+	if r, ok := a.Network.(driver.Reconciler); ok {
+		if err := r.Reconcile(ctx); err != nil {
+			return fmt.Errorf("put the network back in order: %w", err)
+		}
+	}
 	if a.Network != nil {
 		ids, err := a.Network.Observe(ctx)
 		if err != nil {
