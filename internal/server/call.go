@@ -231,7 +231,7 @@ func (c *call) fail(err error) {
 		return
 	}
 	if errors.Is(err, context.DeadlineExceeded) && errs.KindOf(err) == errs.Internal {
-		err = errs.New(errs.Timeout, "the request took too long: %w", err)
+		err = errs.New(errs.Timeout, "the request took too long")
 	}
 	if errs.KindOf(err) == errs.Internal {
 		c.Log.Error("request failed", slog.String("route", c.route.Path), slog.String("who", c.id.String()), slog.Any("error", err))

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -363,5 +364,52 @@ func TestSlowAndMany(t *testing.T) {
 	b, err := io.ReadAll(c)
 	if err != nil || !strings.Contains(string(b), "422") {
 		t.Fatalf("%q %v", b, err)
+	}
+}
+
+// Watches and streams may last; only requests and answers must be quick.
+func TestLongCallsOutliveTimeouts(t *testing.T) {
+	cfg := socketConfig(t)
+	cfg.BodyTimeout, cfg.WriteTimeout, cfg.Heartbeat = 80*time.Millisecond, 80*time.Millisecond, 20*time.Millisecond
+	f := newFixture(t, cfg)
+	f.node("isle1")
+	in := f.placed("acme", "web", "isle1")
+	socket := f.run()
+	s := f.remote(remote.Config{Socket: socket})
+	ctx := background(t)
+	c, err := s.InstanceStream(ctx, api.RefOf(in), "exec", api.ExecRequest{Argv: []string{"cat"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var h1, h2 http.Protocols
+	h1.SetHTTP1(true)
+	h2.SetUnencryptedHTTP2(true)
+	var bodies []*bufio.Scanner
+	for _, p := range []*http.Protocols{&h1, &h2} {
+		tr := &http.Transport{Protocols: p, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}}
+		defer tr.CloseIdleConnections()
+		resp, err := (&http.Client{Transport: tr}).Get("http://localhost/v1/instances?watch=true&rev=" + fmt.Sprint(f.mem.Revision()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		bodies = append(bodies, bufio.NewScanner(resp.Body))
+	}
+	time.Sleep(400 * time.Millisecond)
+	if _, err := s.Create(ctx, instance("acme", "late"), ""); err != nil {
+		t.Fatal(err)
+	}
+	for i, sc := range bodies {
+		for found := false; !found; found = strings.Contains(sc.Text(), `"late"`) {
+			if !sc.Scan() {
+				t.Fatalf("watch %d ended: %v", i, sc.Err())
+			}
+		}
+	}
+	_ = c.Write(api.ChanStdin, nil)
+	if out, _, x := drain(t, c); out != "bye" || x.Code != 7 {
+		t.Fatalf("%q %+v", out, x)
 	}
 }

@@ -225,6 +225,11 @@ func (c *call) list() error {
 	if err != nil {
 		return err
 	}
+	if sel.MinRev > 0 { // a revision that never comes must not hold a request for ever
+		ctx, cancel := context.WithTimeout(c.r.Context(), c.cfg.WriteTimeout)
+		defer cancel()
+		c.r = c.r.WithContext(ctx)
+	}
 	if c.Lists != nil && view == nil && sel.Kind != "" && sel.Kind != api.KindToken {
 		raw, rev, err := c.Lists.ListEncoded(c.r.Context(), sel)
 		if err != nil {

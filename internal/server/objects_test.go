@@ -147,7 +147,7 @@ func TestStrictDecoding(t *testing.T) {
 	for _, c := range []struct{ body, field, says string }{
 		{`{"metadata":{"name":"a","tenant":"acme"},"spec":{"image":"b","limitz":{}}}`, "spec.limitz", "limits"},
 		{`{"metadata":{"name":"A!","tenant":"acme"},"spec":{"image":"b"}}`, "metadata.name", "1 to 63"},
-		{`{"metadata":{"name":"a"},"spec":{"image":"b"}}`, "", "pool"},
+		{`{"metadata":{"name":"a"},"spec":{"image":"b"}}`, "metadata.tenant", "?tenant="},
 		{`{"metadata":{"name":"a","tenant":"acme"},"spec":{"image":""}}`, "spec.image", "reference"},
 		{`{"metadata":{"name":"a","tenant":"acme"},"spec":{"image":"b","restart":"sometimes"}}`, "spec.restart", "always"},
 		{`{"kind":"Tenant","metadata":{"name":"a"}}`, "kind", "route"},
@@ -159,10 +159,6 @@ func TestStrictDecoding(t *testing.T) {
 		{``, "", "JSON"},
 	} {
 		r := f.do(as("ann"), "POST", "/v1/instances", c.body)
-		if c.says == "pool" {
-			r.problem(errs.Denied)
-			continue
-		}
 		p := r.problem(errs.Invalid)
 		if c.field != "" && (len(p.Fields) == 0 || p.Fields[0].Field != c.field) {
 			t.Errorf("%s: fields %+v", c.body, p.Fields)
@@ -186,6 +182,16 @@ func TestBodyIsBounded(t *testing.T) {
 	f := newFixture(t, Config{MaxBody: 1000, MaxOps: 3})
 	f.do(root(), "POST", "/v1/instances", `{"x":"`+strings.Repeat("a", 2000)+`"}`).problem(errs.Invalid)
 	f.do(root(), "POST", "/v1/commit", `{"ops":[{},{},{},{}]}`).problem(errs.Invalid)
+}
+
+// A revision that is still to come is waited for, but not for ever.
+func TestMinRevision(t *testing.T) {
+	f := newFixture(t, Config{WriteTimeout: 30 * time.Millisecond})
+	f.do(root(), "GET", fmt.Sprintf("/v1/instances?minRevision=%d", f.mem.Revision()), "").want(200)
+	f.do(root(), "GET", "/v1/instances?minRevision=99999", "").problem(errs.Timeout)
+	for _, name := range []string{"a%2Fb", "a%00", "%0a"} {
+		f.do(root(), "GET", "/v1/instances/"+name+"?tenant=acme", "").problem(errs.Invalid)
+	}
 }
 
 func TestInventedNames(t *testing.T) {
@@ -375,7 +381,7 @@ func TestCommitSpecs(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Spec.Image = "debian"
-	res, rev, err = s.Apply(ctx, false, store.Set(a), store.Set(b), store.Remove(api.RefOf(a), store.Any))
+	res, _, err = s.Apply(ctx, false, store.Set(a), store.Set(b), store.Remove(api.RefOf(a), store.Any))
 	if !errors.Is(err, errs.Invalid) {
 		t.Fatalf("one object twice: %+v", res)
 	}

@@ -24,6 +24,9 @@ func (c *call) prepareCreate(o api.Object, seed nameSeed) error {
 	if d.ReadOnly {
 		return readOnly(d)
 	}
+	if d.Tenanted && m.Tenant == "" {
+		return errs.InvalidFields(d.Singular()+" "+m.Name, []errs.Field{{Field: "metadata.tenant", Rule: "must name the tenant it belongs to (or ?tenant= in the URL)", Example: "acme"}})
+	}
 	if i, ok := o.(*api.Instance); ok && m.Name == "" {
 		i.Name = c.inventName(seed, i.Tenant)
 	}

@@ -55,7 +55,7 @@ type Config struct {
 	Hosts   []string // names and addresses in the certificate, beside localhost and 127.0.0.1
 
 	MaxBody       int64         // bytes of a request's body; default 1 MiB: no object is larger
-	MaxOps        int           // ops of one commit; default 256: what etcd takes in one transaction
+	MaxOps        int           // ops of one commit; default 256, so that one caller cannot hold up the others; an external etcd may take fewer
 	MaxWatchers   int           // watches of one caller at once; default 128
 	MaxStreams    int           // live streams of one caller at once; default 256
 	MaxConns      int           // connections of one host account or address at once; default 512

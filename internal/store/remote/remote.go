@@ -72,7 +72,7 @@ func New(cfg Config) (*Store, error) {
 			IdleConnTimeout:     2 * time.Minute,
 			DisableCompression:  true,
 		}
-		s.client = &http.Client{Transport: t}
+		s.client = &http.Client{Transport: t, CheckRedirect: stay}
 		s.stream = s.client
 		return s, nil
 	}
@@ -110,10 +110,13 @@ func New(cfg Config) (*Store, error) {
 		}
 		return t
 	}
-	s.client = &http.Client{Transport: transport(true)}
-	s.stream = &http.Client{Transport: transport(false)}
+	s.client = &http.Client{Transport: transport(true), CheckRedirect: stay}
+	s.stream = &http.Client{Transport: transport(false), CheckRedirect: stay}
 	return s, nil
 }
+
+// stay keeps the token from being sent where a redirect points.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 func loopback(host string) bool {
 	ip := net.ParseIP(host)
@@ -162,7 +165,7 @@ func (s *Store) do(ctx context.Context, in request) (*http.Response, error) {
 	if err != nil {
 		return nil, s.unreachable(ctx, err)
 	}
-	if resp.StatusCode >= 400 {
+	if resp.StatusCode >= 300 { // a server of ours never sends callers elsewhere
 		defer resp.Body.Close()
 		return nil, problem(resp)
 	}
