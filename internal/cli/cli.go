@@ -88,12 +88,13 @@ type call struct {
 	flags      *pflag.FlagSet
 	client     Client
 	file       *config
-	completing bool // a shell asks for completions
+	completing bool     // a shell asks for completions
+	words      []string // the command line; nil: not known
 }
 
 // Main runs one command line and returns its exit code.
 func Main(ctx context.Context, w IO, args []string) int {
-	c := &call{IO: w, completing: len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd)}
+	c := &call{IO: w, words: args, completing: len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd)}
 	root := c.tree()
 	root.SetArgs(args)
 	root.SetIn(w.In)
@@ -135,10 +136,29 @@ shares of it and run containers and stronger isolated instances in it.`,
 		root.AddGroup(&g)
 	}
 	for _, v := range Commands() {
+		if !c.mayBeMeant(v) {
+			v = v.outline()
+		}
 		root.AddCommand(c.command(v))
 	}
 	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "Exit codes of atoll", Long: exitCodesText()})
 	return root
+}
+
+// mayBeMeant reports whether a verb's name is among the words of the command line.
+// Only then its flags are made: all flags of all verbs take a noticeable part of a
+// start. What shows or completes any verb needs them all.
+func (c *call) mayBeMeant(v Verb) bool {
+	if c.words == nil || c.completing {
+		return true
+	}
+	names := append([]string{strings.Fields(v.Use)[0]}, v.Aliases...)
+	return slices.ContainsFunc(c.words, func(w string) bool { return slices.Contains(names, w) })
+}
+
+// outline is a verb as the list of verbs shows it.
+func (v Verb) outline() Verb {
+	return Verb{Use: v.Use, Short: v.Short, Group: v.Group, Aliases: v.Aliases}
 }
 
 func (c *call) command(v Verb) *cobra.Command {

@@ -19,7 +19,7 @@ func completionVerb() Verb {
 		Example: "  source <(atoll completion bash)\n  atoll completion zsh > ~/.zfunc/_atoll\n  atoll completion fish > ~/.config/fish/completions/atoll.fish",
 		Flags:   func(*pflag.FlagSet) {},
 		Run: func(_ context.Context, c *call) error {
-			root := c.tree()
+			root := (&call{IO: c.IO}).tree()
 			gen := map[string]func() error{
 				"bash": func() error { return root.GenBashCompletionV2(c.Out, true) },
 				"zsh":  func() error { return root.GenZshCompletion(c.Out) },

@@ -132,7 +132,10 @@ func (o *runOptions) attached(ctx context.Context, c *call, p *placing, keys []b
 	case errors.Is(err, errForced) && o.rm, errors.Is(err, errAborted):
 		_ = c.discard(p.in) // the user wants out; the server removes it later if this fails
 		return exitCode(130)
-	case err != nil && !errors.Is(err, errDetached):
+	case err != nil && s.ended && o.rm:
+		_ = c.discard(p.in) // it never ran, so it cannot remove itself by ending
+	}
+	if err != nil && !errors.Is(err, errDetached) {
 		return p.failed(ctx, c.finish(code, err, api.RefOf(p.in)))
 	}
 	return c.finish(code, err, api.RefOf(p.in))

@@ -19,8 +19,22 @@ func TestStartsFast(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
+	// Other work on the machine is not the program's fault: one quiet round is enough.
+	var medians []time.Duration
+	for range 4 {
+		m := medianStart(t, bin)
+		if medians = append(medians, m); m <= 15*time.Millisecond {
+			t.Logf("starts in %s", m)
+			return
+		}
+	}
+	t.Errorf("starts in %v, promised are 15 ms", medians)
+}
+
+func medianStart(t *testing.T, bin string) time.Duration {
+	t.Helper()
 	var took []time.Duration
-	for range 25 {
+	for range 15 {
 		cmd := exec.Command(bin, "version", "--client")
 		cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
 		start := time.Now()
@@ -31,10 +45,5 @@ func TestStartsFast(t *testing.T) {
 		}
 	}
 	slices.Sort(took)
-	median := took[len(took)/2]
-	t.Logf("median %s, fastest %s", median, took[0])
-	// A machine shared with other builds is not the program's fault: the fastest run must hold too, before this fails.
-	if median > 15*time.Millisecond && took[0] > 10*time.Millisecond {
-		t.Errorf("starts in %s (fastest %s), promised are 15 ms", median, took[0])
-	}
+	return took[len(took)/2]
 }

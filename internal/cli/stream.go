@@ -28,6 +28,7 @@ type session struct {
 	// heard is closed at the first sign of life from the other side.
 	heard     chan struct{}
 	heardOnce sync.Once
+	ended     bool // the other side said how it ended
 }
 
 var (
@@ -97,6 +98,7 @@ func (s *session) receive() (int, error) {
 			if err := json.Unmarshal(p, &e); err != nil {
 				return 0, errs.New(errs.Internal, "exit of the stream: %w", err)
 			}
+			s.ended = true
 			return e.Code, exitError(e)
 		}
 	}
