@@ -20,33 +20,39 @@ type mark struct {
 	rev int64
 }
 
+// keeper is what housekeeping remembers.
+type keeper struct {
+	marks []mark
+	tried int64 // revision at which a full database was last defragmented
+}
+
 // keep bounds history and file size until ctx ends. What fails is tried again at
 // the next look; the alarm of a full database reaches users by their commits.
 func (s *Store) keep(ctx context.Context) {
-	var marks []mark
+	var k keeper
 	for s.cfg.Clock.Sleep(ctx, s.cfg.KeepEvery) == nil {
-		var err error
-		if marks, err = s.keepOnce(ctx, marks); err != nil && ctx.Err() == nil {
+		if err := s.keepOnce(ctx, &k); err != nil && ctx.Err() == nil {
 			s.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "etcd housekeeping", slog.Any("error", err))
 		}
 	}
 }
 
-func (s *Store) keepOnce(ctx context.Context, marks []mark) ([]mark, error) {
+func (s *Store) keepOnce(ctx context.Context, k *keeper) error {
 	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
 	resp, err := s.cl.Get(call, s.root, clientv3.WithCountOnly())
 	if err != nil {
-		return marks, err
+		return s.explain(ctx, "read the revision", err)
 	}
 	now := mark{at: s.cfg.Clock.Now(), rev: resp.Header.Revision}
-	marks, upTo := horizon(append(marks, now), s.cfg.HistoryAge, s.cfg.HistoryRevisions)
+	var upTo int64
+	k.marks, upTo = horizon(append(k.marks, now), s.cfg.HistoryAge, s.cfg.HistoryRevisions)
 	if upTo > 0 {
 		if err := s.Compact(ctx, upTo); err != nil {
-			return marks, err
+			return err
 		}
 	}
-	return marks, s.shrink(ctx)
+	return s.shrink(ctx, k, now.rev)
 }
 
 // horizon decides what of the history may go: what was old news at the newest mark
@@ -63,11 +69,12 @@ func horizon(marks []mark, age time.Duration, most int64) ([]mark, int64) {
 	return marks[first:], max(upTo, 0)
 }
 
-// Compact forgets the history up to rev; what is there stays.
+// Compact forgets the history up to rev; what is there stays. It returns when the
+// space is free in the database file.
 func (s *Store) Compact(ctx context.Context, rev int64) error {
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	call, cancel := context.WithTimeout(ctx, max(s.cfg.Timeout, s.cfg.KeepEvery))
 	defer cancel()
-	_, err := s.cl.Compact(call, rev)
+	_, err := s.cl.Compact(call, rev, clientv3.WithCompactPhysical())
 	if errors.Is(rpctypes.Error(err), rpctypes.ErrCompacted) {
 		return nil // somebody did already
 	}
@@ -77,7 +84,7 @@ func (s *Store) Compact(ctx context.Context, rev int64) error {
 // shrink gives free space of the embedded database back to the file system when
 // it is most of the file, or when the database is full, and lifts the alarm of a
 // full database once there is room again.
-func (s *Store) shrink(ctx context.Context) error {
+func (s *Store) shrink(ctx context.Context, k *keeper, rev int64) error {
 	if s.member == nil {
 		return nil // the operator's
 	}
@@ -91,9 +98,18 @@ func (s *Store) shrink(ctx context.Context) error {
 	for _, a := range alarms.Alarms {
 		full = full || a.Alarm == pb.AlarmType_NOSPACE
 	}
+	again := full && k.tried != rev // something was deleted since
+	if again {
+		if err := s.Compact(ctx, rev); err != nil { // history is what a full database can do without
+			return err
+		}
+	}
 	be := s.member.server.Server.Backend()
 	size, used := be.Size(), be.SizeInUse()
-	if size >= defragFrom && used < size/3 || full && used < size/10*9 {
+	// A full database accepts no writes, and so does not even learn which pages are
+	// free: look for itself, once after each time something was deleted.
+	if size >= defragFrom && used < size/3 || again {
+		k.tried = rev
 		if err := be.Defrag(); err != nil {
 			return s.explain(ctx, "defragment", err)
 		}

@@ -35,7 +35,6 @@ type plan struct {
 	accounts map[string]*account
 	owners   map[string]*owner
 	started  map[string][]string // by tenant: instances that are created or begin to use more
-	refusal  error               // the caller's own conflict, as far as can be told now
 }
 
 // plan reads what the ops change and sums up the differences.

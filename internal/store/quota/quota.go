@@ -59,13 +59,15 @@ func (q *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 	if err := store.CheckOps(ops); err != nil {
 		return 0, err
 	}
-	p, err := q.plan(ctx, ops)
-	if err != nil {
-		return 0, err
-	}
-	if p.free() { // nothing to count (a status, say), so no turn to wait for
-		if rev, err := q.Store.Commit(ctx, p.all()...); !p.ours(err) {
-			return rev, err
+	if !comesOrGoes(ops) {
+		p, err := q.plan(ctx, ops)
+		if err != nil {
+			return 0, err
+		}
+		if p.free() { // nothing to count (a status, say), so no turn to wait for
+			if rev, err := q.Store.Commit(ctx, p.all()...); !p.ours(err) {
+				return rev, err
+			}
 		}
 	}
 	select {
@@ -98,6 +100,16 @@ func (q *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 func concerned(ops []store.Op) bool {
 	for _, op := range ops {
 		if k := op.Target().Kind; op.Verb != store.Check && (k == api.KindInstance || k == api.KindTenant) {
+			return true
+		}
+	}
+	return false
+}
+
+// comesOrGoes reports whether something is created or removed, which always has to be counted.
+func comesOrGoes(ops []store.Op) bool {
+	for _, op := range ops {
+		if k := op.Target().Kind; (k == api.KindInstance || k == api.KindTenant) && (op.Verb == store.Delete || op.Verb == store.Put && op.Rev == 0) {
 			return true
 		}
 	}

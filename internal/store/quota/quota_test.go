@@ -384,7 +384,7 @@ func TestRecountRepairs(t *testing.T) {
 		t.Fatal(n, err)
 	}
 	w.balanced()
-	if got := w.ledger("a"); got.Requested.String() != "cpu=3,instances=2" || got.Promised != nil && len(got.Promised) > 0 {
+	if got := w.ledger("a"); got.Requested.String() != "cpu=3,instances=2" || len(got.Promised) > 0 {
 		t.Errorf("got %+v", got)
 	}
 	if got := w.ledger("").Reserved.String(); got != "cpu=3" {
