@@ -1,0 +1,157 @@
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// WriteFIFO writes b to a FIFO that somebody reads; os.ErrNotExist when there is none, or
+// nobody reads it.
+func WriteFIFO(path string, b []byte) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT) {
+		return os.ErrNotExist
+	}
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	if n, err := unix.Write(fd, b); err != nil || n != len(b) {
+		return fmt.Errorf("write to %s: %w", path, err)
+	}
+	return nil
+}
+
+// DialPacket connects to a SOCK_SEQPACKET socket, however long its path is.
+func DialPacket(path string) (*os.File, error) {
+	dir, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", filepath.Dir(path), err)
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	addr := &unix.SockaddrUnix{Name: "/proc/self/fd/" + strconv.Itoa(dir) + "/" + filepath.Base(path)}
+	if err := unix.Connect(fd, addr); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("connect to %s: %w", path, err)
+	}
+	_ = unix.SetNonblock(fd, true)
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// ShutdownRead tells the peer that nothing is read from it.
+func ShutdownRead(f *os.File) error {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := rc.Control(func(fd uintptr) { serr = unix.Shutdown(int(fd), unix.SHUT_RD) }); err != nil {
+		return err
+	}
+	return serr
+}
+
+// FDSocket is a listening unix socket that receives one file descriptor, as an OCI
+// runtime's --console-socket.
+type FDSocket struct {
+	Path string
+	fd   int
+	dir  string
+}
+
+// ListenFD makes the socket under dir. Its path may be longer than an address
+// allows; PathFor is what a process in the same directory tree uses.
+func ListenFD(dir, name string) (*FDSocket, error) {
+	path := filepath.Join(dir, name)
+	if len(path) > 100 {
+		return nil, fmt.Errorf("socket path %s is longer than 100 bytes: choose a shorter run directory", path)
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	_ = os.Remove(path)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 1)); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return &FDSocket{Path: path, fd: fd, dir: dir}, nil
+}
+
+// Receive waits up to d for the descriptor.
+func (s *FDSocket) Receive(d time.Duration) (*os.File, error) {
+	if err := pollIn(s.fd, d); err != nil {
+		return nil, fmt.Errorf("wait for a connection: %w", err)
+	}
+	conn, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("accept: %w", err)
+	}
+	defer unix.Close(conn)
+	if err := pollIn(conn, d); err != nil {
+		return nil, fmt.Errorf("wait for a descriptor: %w", err)
+	}
+	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(conn, buf, oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("receive a descriptor: %w", err)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(msgs) != 1 {
+		return nil, fmt.Errorf("no descriptor was sent (%w)", errors.Join(err, unix.EBADMSG))
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return nil, fmt.Errorf("no descriptor was sent (%w)", errors.Join(err, unix.EBADMSG))
+	}
+	_ = unix.SetNonblock(fds[0], true)
+	return os.NewFile(uintptr(fds[0]), "console"), nil
+}
+
+func pollIn(fd int, d time.Duration) error {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, int(d/time.Millisecond))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return os.ErrDeadlineExceeded
+		}
+		return nil
+	}
+}
+
+// Close removes the socket.
+func (s *FDSocket) Close() {
+	_ = unix.Close(s.fd)
+	_ = os.Remove(s.Path)
+}
+
+// SetWinsize gives a terminal its size.
+func SetWinsize(f *os.File, cols, rows uint16) error {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := rc.Control(func(fd uintptr) {
+		serr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
+	}); err != nil {
+		return err
+	}
+	return serr
+}
