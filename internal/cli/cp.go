@@ -163,6 +163,11 @@ func unpack(tr *tar.Reader, root *os.Root, name string) error {
 		if n >= maxEntries {
 			return errs.New(errs.Invalid, "more than %d files", maxEntries)
 		}
+		for k := range h.PAXRecords {
+			if strings.HasPrefix(k, "GNU.sparse.") { // a few bytes could claim to be a file that fills the disk
+				return errs.New(errs.Invalid, "the tar holds the sparse file %q", h.Name).WithHint("atoll cp INSTANCE:/path - | tar x keeps such files as they are")
+			}
+		}
 		clean := path.Clean("/" + h.Name)[1:]
 		if n == 0 {
 			top = clean
