@@ -25,9 +25,8 @@ type checks struct {
 }
 
 type check struct {
-	cancel  context.CancelFunc
-	key     string // what is checked and when it started; another key needs another goroutine
-	started time.Time
+	cancel context.CancelFunc
+	key    string // what is checked and when it started; another key needs another goroutine
 }
 
 func newChecks(c clock.Clock, report func(id string, healthy, failed bool)) *checks {

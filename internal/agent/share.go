@@ -15,8 +15,6 @@ type Share struct {
 	MemoryMin int64 // bytes: kept from reclaim where the host can do that
 	PidsMax   int64
 	IOWeight  int64 // 1..10000
-	Idle      bool  // runs only on what nobody else wants
-	CPUs      string
 	IOPS      int64 // operations per second on the node's disk
 	IOBytes   int64 // bytes per second on the node's disk
 }
@@ -73,15 +71,6 @@ func divide(have api.Resources, level []*api.Tenant, children map[string][]*api.
 			divide(api.Resources{api.CPU: max(deserved, 1), api.Memory: s.MemoryMax}, kids, children, out)
 		}
 	}
-}
-
-// instanceShare is an instance's part of its tenant's group.
-func instanceShare(s *api.InstanceSpec) Share {
-	sh := Share{CPUMax: s.Limits[api.CPU], MemoryMax: s.Limits[api.Memory], MemoryMin: s.Requests[api.Memory],
-		PidsMax: s.Limits[api.Pids], IOPS: s.Limits[api.IOPS], IOBytes: s.Limits[api.DiskBandwidth], CPUs: s.CPUs}
-	sh.Weight = clampWeight(s.Requests[api.CPU] / 10) // one core is 100
-	sh.Idle = s.Class() == api.ClassBestEffort
-	return sh
 }
 
 func clampWeight(w int64) int64 { return min(max(w, 1), weightMost) }
