@@ -84,7 +84,7 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	return &rig{world: newWorld(t, 2000), term: &fakeTerminal{}, clock: fixed{}, home: t.TempDir(), env: map[string]string{}, in: strings.NewReader(""), sig: make(chan os.Signal, 8)}
+	return &rig{world: newWorld(t, 2000), term: &fakeTerminal{}, clock: fixed{}, home: t.TempDir(), env: map[string]string{"TMPDIR": t.TempDir()}, in: strings.NewReader(""), sig: make(chan os.Signal, 8)}
 }
 
 func (r *rig) io() IO {

@@ -55,7 +55,7 @@ func runEdit(ctx context.Context, c *call) error {
 			return nil
 		}
 		if last != nil && bytes.Equal(body, last) {
-			path, serr := saveText(body)
+			path, serr := c.saveText(body)
 			if serr != nil {
 				return serr
 			}
@@ -70,7 +70,7 @@ func runEdit(ctx context.Context, c *call) error {
 		switch errs.KindOf(err) {
 		case errs.Invalid, errs.Conflict, errs.Denied, errs.Quota:
 		default:
-			path, serr := saveText(body)
+			path, serr := c.saveText(body)
 			if serr != nil {
 				return serr
 			}
@@ -201,8 +201,8 @@ func withoutNotes(b []byte) []byte {
 	return out
 }
 
-func saveText(b []byte) (string, error) {
-	f, err := os.CreateTemp("", "atoll-edit-*.yaml")
+func (c *call) saveText(b []byte) (string, error) {
+	f, err := os.CreateTemp(c.Getenv("TMPDIR"), "atoll-edit-*.yaml")
 	if err != nil {
 		return "", err
 	}
@@ -215,7 +215,7 @@ func saveText(b []byte) (string, error) {
 
 // editText lets the user's editor work on a private file.
 func (c *call) editText(text []byte, r api.Ref) ([]byte, error) {
-	path, err := saveText(text)
+	path, err := c.saveText(text)
 	if err != nil {
 		return nil, errs.New(errs.Internal, "write %s to a file: %w", r, err)
 	}

@@ -24,7 +24,6 @@ type imageOptions struct {
 	shared, quiet, force             bool
 	env                              []string
 	cmd                              string
-	out                              string
 	yes                              bool
 }
 

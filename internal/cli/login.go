@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -99,9 +101,13 @@ func (o *loginOptions) run(ctx context.Context, c *call) error {
 	case token != "":
 	case c.Term.InIs():
 		c.note("Token for %s (not shown):", u.Host)
-		token, err = c.Term.Password()
+		if token, err = c.Term.Password(); err != nil {
+			return errs.New(errs.Invalid, "read token: %w", err)
+		}
 	default:
-		token, err = readLine(c.In)
+		if token, err = readLine(c.In); err != nil && !errors.Is(err, io.EOF) {
+			return errs.New(errs.Invalid, "read token: %w", err)
+		}
 	}
 	if token = strings.TrimSpace(token); token == "" {
 		return errs.New(errs.Invalid, "no token was given").WithHint("make one on the server: atoll token create NAME")

@@ -248,7 +248,6 @@ type tokenOptions struct {
 	user, scope, out string
 	verbs            []string
 	expires          time.Duration
-	pool             bool
 }
 
 func tokenVerb() Verb {

@@ -41,7 +41,6 @@ type proc struct {
 	in      *api.Instance
 	out     []byte
 	changed chan struct{}
-	done    bool
 	code    int
 	stdin   *io.PipeReader
 	feed    *io.PipeWriter
