@@ -202,16 +202,9 @@ func (h *Host) fillCPUSet(root, path string) error {
 	return nil
 }
 
-// Join moves a process into the group in every hierarchy, or only in the v2 tree of a hybrid host.
-func (h *Host) Join(path string, pid int, unifiedOnly bool) error {
-	dirs := h.all(path)
-	if unifiedOnly {
-		if h.Mode != Hybrid {
-			return nil
-		}
-		dirs = dirs[len(dirs)-1:]
-	}
-	for _, d := range dirs {
+// Join moves a process into the group in every hierarchy.
+func (h *Host) Join(path string, pid int) error {
+	for _, d := range h.all(path) {
 		if err := write(d+"/cgroup.procs", fmt.Sprint(pid)); err != nil {
 			return fmt.Errorf("move process into cgroup %s: %w", d, err)
 		}

@@ -122,16 +122,17 @@ func (r *Runtime) prepare(ctx context.Context, e *environment, s driver.Spec) (d
 	if err := r.save(rec); err != nil {
 		return driver.Observed{}, err
 	}
-	warnings, err := e.groups.Ensure(s.Cgroup.Path, r.limits(e, s))
-	if err != nil {
-		return driver.Observed{}, fmt.Errorf("limits: %w", err)
+	if err := e.groups.Create(s.Cgroup.Path); err != nil {
+		return driver.Observed{}, err
 	}
 	pid, more, err := r.launch(ctx, e, s)
 	if err != nil {
 		return driver.Observed{}, err
 	}
-	if err := e.groups.Join(s.Cgroup.Path, pid, true); err != nil {
-		return driver.Observed{}, err
+	// After the launch: on v1 crun takes all memory limits away when it joins the group.
+	warnings, err := e.groups.Set(s.Cgroup.Path, r.limits(e, s))
+	if err != nil {
+		return driver.Observed{}, fmt.Errorf("limits: %w", err)
 	}
 	if len(warnings)+len(more) > 0 {
 		changed := *rec

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -278,7 +279,11 @@ func (r *Runtime) execPipes(ctx context.Context, e *environment, id string, s *s
 	}
 	in, inW, err1 := pipe(s.req.Stdin && s.st.In != nil, true)
 	out, outR, err2 := pipe(s.st.Out != nil, false)
-	errw, errR, err3 := pipe(s.st.Err != nil, false)
+	shared := s.st.Err != nil && same(s.st.Out, s.st.Err)
+	errw, errR, err3 := pipe(s.st.Err != nil && !shared, false)
+	if shared { // one writer is never written from two goroutines
+		errw = out
+	}
 	err := errors.Join(err1, err2, err3)
 	if err == nil {
 		err = r.start(e, id, s, in, out, errw)
@@ -318,6 +323,11 @@ func (r *Runtime) execPipes(ctx context.Context, e *environment, id string, s *s
 		}
 	}
 	return err
+}
+
+// same reports whether two writers are one; those of types that cannot be compared are not.
+func same(a, b io.Writer) bool {
+	return a != nil && b != nil && reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.TypeOf(a).Comparable() && a == b
 }
 
 func expire(files ...*os.File) {

@@ -11,10 +11,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"atoll/internal/driver"
 	"atoll/internal/errs"
+	"atoll/internal/sys/cgroup"
 	"atoll/internal/sys/mount"
 )
 
@@ -40,6 +42,12 @@ func (r *Runtime) launch(ctx context.Context, e *environment, s driver.Spec) (pi
 		return 0, nil, err
 	}
 	defer syncR.Close()
+	// Looked up out here: the namespace does not show the v2 tree of a hybrid host.
+	attr, done := e.groups.StartIn(conmonGroup)
+	if e.groups.Mode == cgroup.Hybrid { // the first process inherits it, before it gets a cgroup namespace
+		attr, done = e.groups.StartBeside(s.Cgroup.Path)
+	}
+	defer done()
 	var key string
 	err = e.base.InCopy(func() error {
 		defer syncW.Close()
@@ -51,7 +59,7 @@ func (r *Runtime) launch(ctx context.Context, e *environment, s driver.Spec) (pi
 		if key, err = r.writeBundle(e, s, &warnings); err != nil {
 			return err
 		}
-		return r.startConmon(e, s, syncW)
+		return r.startConmon(e, s, syncW, attr)
 	})
 	if err != nil {
 		return 0, nil, err
@@ -160,7 +168,7 @@ func (r *Runtime) writeBundle(e *environment, s driver.Spec, warnings *[]string)
 const hardLog = 8
 
 // startConmon starts conmon in the calling thread's namespaces.
-func (r *Runtime) startConmon(e *environment, s driver.Spec, syncW *os.File) error {
+func (r *Runtime) startConmon(e *environment, s driver.Spec, syncW *os.File, attr *syscall.SysProcAttr) error {
 	bundle := r.run("i", s.ID)
 	size, _ := logPolicy(s.Instance.Spec.Logs)
 	args := []string{"--cid", s.ID, "--cuuid", s.ID, "--name", s.ID, "--bundle", bundle, "--sync",
@@ -181,8 +189,6 @@ func (r *Runtime) startConmon(e *environment, s driver.Spec, syncW *os.File) err
 	cmd.Dir = bundle
 	cmd.Env = []string{"_OCI_SYNCPIPE=3", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR=" + r.run("x")}
 	cmd.ExtraFiles = []*os.File{syncW}
-	attr, done := e.groups.StartIn(conmonGroup)
-	defer done()
 	cmd.SysProcAttr = attr
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start conmon: %w", err)

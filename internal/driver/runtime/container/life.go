@@ -88,7 +88,7 @@ func (r *Runtime) settleConmon(e *environment, rec *record) {
 	}
 	err := e.groups.Create(conmonGroup)
 	if err == nil {
-		err = e.groups.Join(conmonGroup, pid, false)
+		err = e.groups.Join(conmonGroup, pid)
 	}
 	if err != nil && proc.Alive(pid) {
 		r.log.Warn("supervisor stays in the daemon's cgroup", "instance", rec.ID, "error", err)
