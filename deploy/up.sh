@@ -79,11 +79,12 @@ port=$(sed -n 's/.*"publish": *\([0-9]*\).*/\1/p' <<<"$json" | head -n 1)
 row instance "demo/web  container  $addr  published 127.0.0.1:$port" "$note"
 
 for _ in $(seq 100); do
-  busybox wget -q -O /dev/null "http://127.0.0.1:$port/" 2>/dev/null && { ok=yes; break; }
+  status=$(timeout 3 bash -c "exec 3<>/dev/tcp/127.0.0.1/$port && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && head -n 1 <&3" 2>/dev/null | tr -d '\r') || true
+  case "$status" in *" 200 "*) ok=yes; break ;; esac
   sleep 0.05
 done
 [ -n "${ok:-}" ] || fail "http://127.0.0.1:$port/ does not answer" "atoll why instance/web --tenant demo"
-row check "GET http://127.0.0.1:$port/" "200 OK"
+row check "GET http://127.0.0.1:$port/" "${status#* }"
 [ -s "${HOME:-/root}/.config/atoll/config.yaml" ] || atoll use demo >/dev/null
 atoll node summary 2>/dev/null || true
 echo "Try:  atoll run --rm -it busybox sh     atoll top     atoll why instance/web     make down"

@@ -27,7 +27,8 @@ import (
 type Images interface {
 	// Root returns the unpacked image, fetching it first as pull says (missing, always,
 	// never). tenant decides whose names are looked at.
-	Root(ctx context.Context, tenant, ref, pull string) (driver.Image, error)
+	// progress may be nil.
+	Root(ctx context.Context, tenant, ref, pull string, progress func(api.Progress)) (driver.Image, error)
 	// Handle serves an image stream (pull, import, export, push).
 	Handle(ctx context.Context, req api.ImageRequest, st ImageStream) error
 	// Here lists what the node has, for placement: "tenant|reference" and digests.
@@ -103,7 +104,9 @@ type life struct {
 	unhealthy bool
 	healthy   *bool
 	failure   error // why the last start failed
-	ended     int64 // ends seen in this agent's time
+	pulling   []api.Progress
+	pulledAt  time.Time // when readers were last told
+	ended     int64     // ends seen in this agent's time
 }
 
 // New wires an agent. No I/O.

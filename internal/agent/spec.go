@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sort"
+	"time"
 
 	"atoll/api"
 	"atoll/internal/driver"
@@ -20,7 +21,8 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 	if t.Status.UIDCount == 0 {
 		return driver.Spec{}, errs.New(errs.Unavailable, "tenant %s has no range of user IDs yet", in.Tenant)
 	}
-	img, err := a.Images.Root(ctx, in.Tenant, in.Spec.Image, in.Spec.Pull)
+	id := runtimeID(in.UID)
+	img, err := a.Images.Root(ctx, in.Tenant, in.Spec.Image, in.Spec.Pull, func(p api.Progress) { a.pulling(id, p) })
 	if err != nil {
 		return driver.Spec{}, err
 	}
@@ -32,7 +34,6 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 	if err != nil {
 		return driver.Spec{}, err
 	}
-	id := runtimeID(in.UID)
 	s := driver.Spec{
 		ID: id, Instance: in, IDs: ids, Image: img, Generation: as.Spec.Generation, Mounts: mounts,
 		Cgroup:  driver.Cgroup{Path: a.tenantGroup(in.Tenant) + "/" + id, OOMScoreAdj: oomScore(in.Spec.Class())},
@@ -45,6 +46,32 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 		s.Network.Mode = n
 	}
 	return s, nil
+}
+
+// progressEvery bounds how often readers are woken by a pull.
+const progressEvery = 100 * time.Millisecond
+
+// pulling notes how far a part of an image is, for attached readers.
+func (a *Agent) pulling(id string, p api.Progress) {
+	now := a.Clock.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.lives[id]
+	if l == nil {
+		return // nobody is attached, and nothing was started yet
+	}
+	parts := make([]api.Progress, 0, len(l.pulling)+1) // readers hold the old slice
+	for _, old := range l.pulling {
+		if old.ID != p.ID {
+			parts = append(parts, old)
+		}
+	}
+	l.pulling = append(parts, p)
+	if p.Phase == "done" || now.Sub(l.pulledAt) >= progressEvery {
+		l.pulledAt = now
+		close(l.changed)
+		l.changed = make(chan struct{})
+	}
 }
 
 // mounts makes the tenant's volumes exist and resolves them.

@@ -197,7 +197,10 @@ func (a *Agent) attach(ctx context.Context, c *call, p api.AttachRequest) error 
 		a.set(id, func(l *life) { l.readers-- })
 		a.engine.Enqueue("instances", c.h.Instance)
 	}()
-	l, err := a.launched(ctx, id, p.Logs.Wait)
+	l, err := a.launched(ctx, c, id, p.Logs.Wait)
+	if err != nil && l.failure != nil {
+		return c.s.WriteJSON(api.ChanExit, api.StreamExit{Code: startCode(err), Kind: string(errs.KindOf(err)), Message: err.Error(), Hint: errs.HintOf(err)})
+	}
 	if err != nil {
 		return err
 	}
@@ -248,10 +251,20 @@ func (a *Agent) signals(ctx context.Context, c *call, l life, id string) {
 	}
 }
 
-// launched waits until an instance has been started once, or failed to.
-func (a *Agent) launched(ctx context.Context, id string, wait bool) (life, error) {
+// launched waits until an instance has been started once, or failed to; meanwhile
+// the caller is told how far its image is.
+func (a *Agent) launched(ctx context.Context, c *call, id string, wait bool) (life, error) {
+	told := map[string]api.Progress{}
 	for {
 		l, _ := a.look(id)
+		for _, p := range l.pulling {
+			if told[p.ID] != p {
+				told[p.ID] = p
+				if err := c.s.WriteJSON(api.ChanMessage, p); err != nil {
+					return life{}, err
+				}
+			}
+		}
 		switch {
 		case l.failure != nil:
 			return l, l.failure

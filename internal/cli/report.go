@@ -17,6 +17,15 @@ type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
+// startFailed is an error before the first instruction, with the code a shell would give.
+type startFailed struct {
+	err  error
+	code int
+}
+
+func (f *startFailed) Error() string { return f.err.Error() }
+func (f *startFailed) Unwrap() error { return f.err }
+
 // told is an error with lines of its own below the message.
 type told struct {
 	err     error
@@ -42,6 +51,10 @@ func (c *call) report(err error) int {
 	}
 	err = c.explain(err)
 	c.printError(err)
+	var start *startFailed
+	if errors.As(err, &start) {
+		return start.code
+	}
 	return errs.ExitCode(err)
 }
 

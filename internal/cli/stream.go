@@ -245,6 +245,8 @@ func (c *call) finish(code int, err error, ref api.Ref) error {
 		return nil
 	case errors.Is(err, errForced):
 		return exitCode(130)
+	case err != nil && code >= 125 && code <= 127:
+		return &startFailed{err: err, code: code}
 	case err != nil:
 		return err
 	case code != 0:

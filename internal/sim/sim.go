@@ -348,7 +348,7 @@ func (p *Pool) faults(ctx context.Context) error {
 // pretended has every image.
 type pretended struct{}
 
-func (pretended) Root(_ context.Context, _, ref, _ string) (driver.Image, error) {
+func (pretended) Root(_ context.Context, _, ref, _ string, _ func(api.Progress)) (driver.Image, error) {
 	return driver.Image{Digest: "sha256:" + ref, Layers: []string{"/sim"}}, nil
 }
 

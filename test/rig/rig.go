@@ -198,13 +198,20 @@ func (p *Pool) Atoll(args ...string) *exec.Cmd {
 
 // Do runs the CLI and gives stdout; the error holds stderr.
 func (p *Pool) Do(args ...string) (string, error) {
+	out, stderr, err := p.Do2(args...)
+	if err != nil {
+		return out, fmt.Errorf("atoll %s: %w\n%s%s", strings.Join(args, " "), err, out, stderr)
+	}
+	return out, nil
+}
+
+// Do2 runs the CLI and gives both outputs.
+func (p *Pool) Do2(args ...string) (stdout, stderr string, err error) {
 	cmd := p.Atoll(args...)
 	var out, errb bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errb
-	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("atoll %s: %w\n%s", strings.Join(args, " "), err, errb.String())
-	}
-	return out.String(), nil
+	err = cmd.Run()
+	return out.String(), errb.String(), err
 }
 
 // Close takes everything away: instances, groups, namespace, files.

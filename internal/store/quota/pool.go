@@ -83,9 +83,9 @@ func (q *Store) pool(ctx context.Context, p *plan, pool *account) error {
 	if len(given) > 0 { // with no nodes yet everything waits, and nothing is promised
 		for _, r := range shared {
 			if is := pool.spec.Reserved[r]; is > before[r] && is > given[r] {
-				return errs.New(errs.NoCapacity, "the pool has %s of %s left for this (%s less what is guaranteed or in use), %s more is asked",
-					api.FormatQuantity(r, max(given[r]-before[r], 0)), r, api.FormatQuantity(r, given[r]), api.FormatQuantity(r, is-before[r])).
-					WithHint("ask for less, stop something, lower a guarantee, or add a node")
+				return errs.New(errs.NoCapacity, "the pool has no room: %s %s more is needed beyond guarantees, %s of %s is free",
+					api.HumanQuantity(r, is-before[r]), word(r), api.HumanQuantity(r, max(given[r]-before[r], 0)), api.HumanQuantity(r, given[r])).
+					WithHint("ask for less, stop something, lower a guarantee, or add a node; 'atoll top tenants' shows who has what")
 			}
 		}
 	}
@@ -176,4 +176,12 @@ func freeBase(next uint32, taken []uint32) (uint32, bool) {
 		}
 	}
 	return 0, false
+}
+
+// word is a dimension as people write it.
+func word(r api.Resource) string {
+	if r == api.CPU {
+		return "CPU"
+	}
+	return string(r)
 }

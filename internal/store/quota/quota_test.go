@@ -206,7 +206,7 @@ func TestGuarantees(t *testing.T) {
 	a := w.tenantOf("a")
 	a.Spec.Guarantee = res("cpu=3,memory=2Gi")
 	w.no(errs.Quota, "tenant a", store.Update(a))
-	w.no(errs.NoCapacity, "cpu; can guarantee 9 in all; at most 5", store.Create(tenant("b", promise("cpu=5001m"))))
+	w.no(errs.NoCapacity, "CPU; can guarantee 9 in all; at most 5", store.Create(tenant("b", promise("cpu=5001m"))))
 	w.ok(store.Create(tenant("b", promise("cpu=5"))))
 	w.no(errs.NoCapacity, "gpu", store.Create(tenant("c", promise("gpu=1"))))
 	if got := w.ledger("").Promised.String(); got != "cpu=9,memory=2Gi" {
@@ -226,17 +226,17 @@ func TestGuarantees(t *testing.T) {
 func TestUnusedGuaranteesStayFree(t *testing.T) {
 	w := newWorld(t, store.Create(tenant("a", promise("cpu=5"))), store.Create(tenant("b")))
 	w.ok(store.Create(inst("b", "one", "cpu=4")))
-	w.no(errs.NoCapacity, "cpu; has 0 of cpu left; 1m more is asked", store.Create(inst("b", "two", "cpu=1m")))
+	w.no(errs.NoCapacity, "1m CPU more; 0m of 9 is free", store.Create(inst("b", "two", "cpu=1m")))
 	w.ok(store.Create(inst("b", "idle", ""))) // asks for nothing
 	w.ok(store.Create(inst("a", "own", "cpu=5")))
-	w.no(errs.NoCapacity, "cpu", store.Create(inst("a", "more", "cpu=1")))
+	w.no(errs.NoCapacity, "CPU", store.Create(inst("a", "more", "cpu=1")))
 	w.no(errs.NoCapacity, "cpu", store.Create(tenant("c", promise("cpu=1"))))
 	w.ok(store.Remove(instRef("b", "one"), store.Any))
 	w.ok(store.Create(inst("a", "more", "cpu=3")))
 	w.no(errs.NoCapacity, "memory", store.Create(inst("a", "big", "memory=10Gi")))
 	// A node that goes leaves everything as it is, but nothing more fits.
 	w.ok(store.Remove(api.Ref{Kind: api.KindNode, Name: "isle2"}, store.Any))
-	w.no(errs.NoCapacity, "cpu", store.Create(inst("b", "x", "cpu=1m")))
+	w.no(errs.NoCapacity, "CPU", store.Create(inst("b", "x", "cpu=1m")))
 	w.ok(store.Remove(instRef("a", "more"), store.Any))
 }
 

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"atoll/internal/driver"
+	"atoll/internal/driver/network/bridge"
+	"atoll/internal/driver/runtime/container"
+	"atoll/internal/driver/storage/dir"
+	"atoll/internal/policy"
+	"atoll/internal/policy/affinity"
+	"atoll/internal/policy/binpack"
+	"atoll/internal/policy/host"
+	"atoll/internal/policy/image"
+	"atoll/internal/policy/port"
+	"atoll/internal/policy/resource"
+	"atoll/internal/policy/spread"
+)
+
+// drivers lists what this build can run, connect and store with. A new driver is
+// its folder and its line here.
+func drivers() *driver.Registry {
+	r := driver.NewRegistry()
+	driver.AddRuntime(r, "container", container.New)
+	driver.AddNetwork(r, "bridge", bridge.New)
+	driver.AddStorage(r, "dir", dir.New)
+	return r
+}
+
+// policies is what placement decides by, cheapest and most selective filters first.
+func policies() policy.Chain {
+	return policy.Chain{
+		Filters: []policy.Filter{host.New(), resource.New(), port.New(), spread.New(), affinity.New()},
+		Scorers: []policy.Weighted{
+			{Scorer: binpack.New(), Weight: 1},
+			{Scorer: spread.New(), Weight: 1},
+			{Scorer: affinity.New(), Weight: 1},
+			{Scorer: image.New(), Weight: 1},
+		},
+	}
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+
+	"atoll/api"
+	"atoll/internal/agent"
+	"atoll/internal/clock"
+	"atoll/internal/driver"
+	"atoll/internal/errs"
+	"atoll/internal/image"
+)
+
+// images gives the agent the node's image store.
+type images struct {
+	store *image.Store
+	clock clock.Clock
+	log   *slog.Logger
+	node  string
+}
+
+// scopeShared is where images for every tenant live in the image store.
+const scopeShared = ""
+
+func openImages(ctx context.Context, c config, clk clock.Clock, log *slog.Logger) (*images, error) {
+	st, err := image.Open(filepath.Join(c.State, "images"), image.Options{Clock: clk, Log: log, AuthFile: c.Registry.AuthFile,
+		Mirrors: c.Registry.Mirrors, CAFiles: c.Registry.CAFiles, Insecure: c.Registry.Insecure})
+	if err != nil {
+		return nil, err
+	}
+	i := &images{store: st, clock: clk, log: log, node: c.Node}
+	if c.Busybox == "" {
+		return i, nil
+	}
+	if err := i.builtin(ctx, c.Busybox, filepath.Join(c.State, "busybox.sum")); err != nil {
+		log.Warn("no built-in image", "busybox", c.Busybox, "error", err)
+	}
+	return i, nil
+}
+
+// builtin makes the image "busybox" from the host's static busybox, again when that changed.
+func (i *images) builtin(ctx context.Context, path, sumFile string) error {
+	bin, err := os.ReadFile(path)
+	if err != nil {
+		return errs.New(errs.Unsupported, "read busybox: %w", err).WithHint("apt-get install busybox-static")
+	}
+	sum := sha256.Sum256(bin)
+	want := hex.EncodeToString(sum[:])
+	have, err := os.ReadFile(sumFile)
+	if _, rerr := i.store.Resolve(ctx, scopeShared, "busybox"); err == nil && rerr == nil && string(have) == want {
+		return nil
+	}
+	var tar bytes.Buffer
+	if err := image.BusyboxRootfs(ctx, path, &tar); err != nil {
+		return err
+	}
+	_, err = i.store.Import(ctx, scopeShared, "busybox", &tar, image.ImportOptions{Format: "rootfs", Config: image.BusyboxConfig()})
+	if err != nil {
+		return fmt.Errorf("import: %w", err)
+	}
+	return os.WriteFile(sumFile, []byte(want), 0o600)
+}
+
+// Root implements agent.Images.
+func (i *images) Root(ctx context.Context, tenant, ref, pull string, progress func(api.Progress)) (driver.Image, error) {
+	info, err := i.store.Resolve(ctx, tenant, ref)
+	switch {
+	case pull == "always", pull != "never" && errors.Is(err, errs.NotFound):
+		if info, err = i.store.Pull(ctx, tenant, ref, image.PullOptions{Progress: progress}); err != nil {
+			return driver.Image{}, fmt.Errorf("image %s: %w", ref, err)
+		}
+	case err != nil:
+		return driver.Image{}, err
+	}
+	root, err := i.store.Unpack(ctx, info.Digest)
+	if err != nil {
+		return driver.Image{}, fmt.Errorf("image %s: %w", ref, err)
+	}
+	c := root.Config
+	return driver.Image{Digest: root.Digest, Layers: root.Layers, Config: driver.ImageConfig{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env,
+		WorkingDir: c.WorkingDir, User: c.User, StopSignal: c.StopSignal, Volumes: c.Volumes, ExposedPorts: c.ExposedPorts}}, nil
+}
+
+// Here implements agent.Images.
+func (i *images) Here() []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, info := range i.store.All() {
+		key := info.Scope + "|" + info.Name()
+		if info.Scope == scopeShared {
+			key = info.Name()
+		}
+		for _, k := range []string{key, info.Digest} {
+			if !seen[k] {
+				seen[k] = true
+				out = append(out, k)
+			}
+		}
+	}
+	return out
+}
+
+// Collect implements agent.Images.
+func (i *images) Collect(ctx context.Context, inUse map[string]bool) error {
+	freed, gone, err := i.store.GC(ctx, func() map[string]bool { return inUse })
+	if len(gone) > 0 {
+		i.log.Info("removed content nobody needs", "parts", len(gone), "bytes", freed)
+	}
+	return err
+}
+
+// Handle implements agent.Images.
+func (i *images) Handle(ctx context.Context, req api.ImageRequest, st agent.ImageStream) error {
+	scope := req.Tenant
+	if req.Shared {
+		scope = scopeShared
+	}
+	switch req.Verb {
+	case "pull":
+		info, err := i.store.Pull(ctx, scope, req.Reference, image.PullOptions{Platform: req.Platform, Auth: req.Auth, Progress: st.Progress})
+		if err != nil {
+			return err
+		}
+		return i.publish(ctx, req, info, st)
+	case "import":
+		info, err := i.store.Import(ctx, scope, req.Reference, &pieces{next: st.In}, image.ImportOptions{Format: req.Format,
+			Config: image.Config{Cmd: req.Cmd, Env: req.Env}, Progress: st.Progress})
+		if err != nil {
+			return err
+		}
+		return i.publish(ctx, req, info, st)
+	case "export":
+		return i.store.Export(ctx, scope, req.Reference, req.Format, writer(st.Out))
+	case "push":
+		return i.store.Push(ctx, scope, req.Reference, req.Destination, req.Auth, st.Progress)
+	case "remove":
+		return i.store.Remove(ctx, scope, req.Reference)
+	case "tag":
+		_, err := i.store.Tag(ctx, scope, req.Reference, req.Destination)
+		return err
+	}
+	return errs.New(errs.Unsupported, "image %s is not something this node does", req.Verb)
+}
+
+// publish makes the image known in the pool under a name that is a DNS label.
+func (i *images) publish(ctx context.Context, req api.ImageRequest, info image.Info, st agent.ImageStream) error {
+	now := i.clock.Now().UTC()
+	return st.Commit(ctx, &api.Image{
+		Head:   api.Head{K: api.KindImage, Meta: api.Meta{Name: imageName(info.Name()), Tenant: req.Tenant, UID: newUID(), CreatedAt: &now, Generation: 1}},
+		Spec:   api.ImageSpec{Reference: info.Name(), Digest: info.Digest, Platform: info.Platform, Shared: req.Shared},
+		Status: api.ImageStatus{Digest: info.Digest, Size: info.Size, Layers: info.Layers, Nodes: []string{i.node}},
+	})
+}
+
+var notLabel = regexp.MustCompile(`[^a-z0-9]+`)
+
+// imageName makes a DNS label of a reference; long ones end in a part of their hash.
+func imageName(ref string) string {
+	s := strings.Trim(notLabel.ReplaceAllString(strings.ToLower(ref), "-"), "-")
+	if len(s) <= 63 {
+		return s
+	}
+	sum := sha256.Sum256([]byte(ref))
+	return strings.Trim(s[:52], "-") + "-" + hex.EncodeToString(sum[:5])
+}
+
+// pieces reads an import that arrives in parts.
+type pieces struct {
+	next func() ([]byte, error)
+	mu   sync.Mutex
+	rest []byte
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.rest) == 0 {
+		part, err := p.next()
+		if err != nil {
+			return 0, err
+		}
+		p.rest = part
+	}
+	n := copy(b, p.rest)
+	p.rest = p.rest[n:]
+	return n, nil
+}
+
+type writer func([]byte) error
+
+func (w writer) Write(b []byte) (int, error) {
+	if err := w(b); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+var _ io.Reader = (*pieces)(nil)

@@ -1,0 +1,310 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"atoll/api"
+	"atoll/internal/agent"
+	"atoll/internal/auth"
+	"atoll/internal/clock"
+	"atoll/internal/control"
+	"atoll/internal/driver"
+	"atoll/internal/errs"
+	"atoll/internal/metrics"
+	"atoll/internal/reconcile"
+	"atoll/internal/server"
+	"atoll/internal/store"
+	"atoll/internal/store/etcdstore"
+	"atoll/internal/store/quota"
+	"atoll/internal/sys/cgroup"
+	"atoll/internal/tunnel"
+)
+
+// kinds that the cache mirrors: all of them.
+func allKinds() []api.Kind {
+	var out []api.Kind
+	for _, d := range api.Definitions() {
+		out = append(out, d.Kind)
+	}
+	return out
+}
+
+// runUp is one host's whole pool. The order is the order of need; everything that
+// runs is in one group and ends in reverse.
+func runUp(ctx context.Context, args []string) error {
+	c, err := load("up", args, nil)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	log, err := newLogger(c)
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errs.New(errs.Denied, "atolld up needs root: it makes namespaces, cgroups and network interfaces").WithHint("sudo atolld up")
+	}
+	unlock, err := prepareDirs(c)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	clk := clock.Real{}
+
+	// The store and the images open at the same time: both wait for the disk.
+	var base *etcdstore.Store
+	var imgs *images
+	var open errgroup.Group
+	open.Go(func() (err error) { base, err = openStore(ctx, c, clk, log); return err })
+	open.Go(func() (err error) { imgs, err = openImages(ctx, c, clk, log); return err })
+	if err := open.Wait(); err != nil {
+		return err
+	}
+	defer base.Close()
+	defer imgs.store.Close()
+
+	g, gctx := errgroup.WithContext(ctx)
+	cache := store.NewCache(base, allKinds()...)
+	g.Go(func() error { return cache.Run(gctx) })
+	st := quota.New(cache)
+	if err := bootstrap(gctx, st, clk, imgs); err != nil {
+		return errors.Join(err, g.Wait())
+	}
+	hub := tunnel.NewHub()
+	a, rec, err := newAgent(c, st, imgs, clk, log)
+	if err != nil {
+		return fmt.Errorf("node %s: %w", c.Node, err)
+	}
+	dial, drained := tunnel.Local(gctx, a.Handle)
+	hub.Register(c.Node, dial)
+
+	engine := reconcile.New(st, clk, log, reconcile.Events{})
+	cs, err := control.All(control.Deps{Clock: clk, Log: log, Chain: policies(), Seed: 1, Subnet: c.Subnet})
+	if err != nil {
+		return err
+	}
+	for _, x := range cs {
+		engine.Add(x, 1)
+	}
+	ca := auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
+	srv := server.New(server.Deps{Store: st, Auth: auth.New(clk, auth.Config{}), CA: ca, Hub: hub, Clock: clk, Rand: rand.Reader, Log: log,
+		Lists: cache, Base: base, Metrics: metrics.New(), Version: version, Audit: audit(log)}, server.Config{Socket: c.Socket, TLSAddr: c.Listen, Hosts: []string{c.Node}})
+
+	// The API answers when the node is known: the first call may ask for its capacity.
+	if err := a.Start(gctx); err != nil {
+		return fmt.Errorf("node %s: %w", c.Node, err)
+	}
+	g.Go(func() error { return engine.Run(gctx) })
+	g.Go(func() error { return rec.Run(gctx) })
+	g.Go(func() error { return a.Run(gctx) })
+	g.Go(func() error { return srv.Run(gctx) })
+	debug.FreeOSMemory() // what opening the store took is not needed again
+	log.Info("up", "where", describe(c), "took", time.Since(began).Round(time.Millisecond).String(), "version", version)
+	err = g.Wait()
+	drained()
+	if ctx.Err() != nil {
+		log.Info("stopped; instances run on")
+		return nil
+	}
+	return err
+}
+
+// audit writes a line per call that changed something or was refused; the
+// tamper-evident log will take the same records.
+func audit(log *slog.Logger) func(server.Record) {
+	return func(r server.Record) {
+		if r.Status < 400 && (r.Verb == api.VerbGet || r.Verb == api.VerbList || r.Verb == api.VerbWatch) {
+			return
+		}
+		log.Debug("call", "who", r.Who.String(), "from", r.Source, "verb", string(r.Verb), "ref", r.Ref.String(), "status", r.Status, "kind", string(r.Kind), "took", r.Took)
+	}
+}
+
+// prepareDirs makes the directories and keeps a second daemon away.
+func prepareDirs(c config) (unlock func(), err error) {
+	for dir, mode := range map[string]os.FileMode{c.State: 0o711, c.Run: 0o755} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return nil, errs.New(errs.Unavailable, "make %s: %w", dir, err)
+		}
+	}
+	lock, err := os.OpenFile(filepath.Join(c.Run, "atolld.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "make the lock: %w", err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, errs.New(errs.Conflict, "another atolld runs with %s: %w", c.Run, err).WithHint("atoll version shows it; give another --run and --state to run a second one")
+	}
+	pid := filepath.Join(c.Run, "atolld.pid")
+	if err := os.WriteFile(pid, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o644); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return func() { os.Remove(pid); lock.Close() }, nil
+}
+
+func openStore(ctx context.Context, c config, clk clock.Clock, log *slog.Logger) (*etcdstore.Store, error) {
+	ec := etcdstore.Config{Name: c.Node, Clock: clk, Log: log}
+	if c.EtcdEndpoints == "" {
+		ec.DataDir = filepath.Join(c.State, "etcd")
+	} else {
+		ec.Endpoints, ec.User, ec.Password = list(c.EtcdEndpoints), c.EtcdUser, os.Getenv("ATOLLD_ETCD_PASSWORD")
+		t, err := etcdTLS(c)
+		if err != nil {
+			return nil, err
+		}
+		ec.TLS = t
+	}
+	return etcdstore.Open(ctx, ec)
+}
+
+func etcdTLS(c config) (*tls.Config, error) {
+	if c.EtcdCA == "" && c.EtcdCert == "" {
+		return nil, nil //nolint:nilnil // the system's trust
+	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12} // etcd servers of distributions may not have 1.3 switched on
+	if c.EtcdCA != "" {
+		pem, err := os.ReadFile(c.EtcdCA)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "etcd-ca: %w", err)
+		}
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, errs.New(errs.Invalid, "etcd-ca: no certificate in %s", c.EtcdCA)
+		}
+	}
+	if c.EtcdCert != "" {
+		pair, err := tls.LoadX509KeyPair(c.EtcdCert, c.EtcdKey)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "etcd-cert: %w", err)
+		}
+		t.Certificates = []tls.Certificate{pair}
+	}
+	return t, nil
+}
+
+// bootstrap makes what every pool has: the roles and ranks that come with Atoll.
+func bootstrap(ctx context.Context, s store.Store, clk clock.Clock, imgs *images) error {
+	var objs []api.Object
+	for _, r := range auth.BuiltinRoles() {
+		objs = append(objs, r)
+	}
+	for name, v := range map[string]int64{"low": -1000, "normal": 0, "high": 1000} {
+		objs = append(objs, &api.PriorityClass{Head: api.Head{K: api.KindPriorityClass, Meta: api.Meta{Name: name}},
+			Spec: api.PriorityClassSpec{Value: v, Preempt: v > 0, Default: v == 0}})
+	}
+	now := clk.Now().UTC()
+	for _, o := range objs {
+		if _, err := s.Get(ctx, api.RefOf(o)); err == nil {
+			continue
+		} else if !errors.Is(err, errs.NotFound) {
+			return fmt.Errorf("bootstrap %s: %w", api.RefOf(o), err)
+		}
+		m := o.Metadata()
+		m.UID, m.CreatedAt, m.Generation = newUID(), &now, 1
+		if _, err := s.Commit(ctx, store.Create(o)); err != nil && !errors.Is(err, errs.Exists) {
+			return fmt.Errorf("bootstrap %s: %w", api.RefOf(o), err)
+		}
+	}
+	return nil
+}
+
+func newUID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return fmt.Sprintf("%x", b)
+}
+
+// newAgent wires the node: drivers, groups, images, facts.
+func newAgent(c config, st store.Store, imgs *images, clk clock.Clock, log *slog.Logger) (*agent.Agent, *reconcile.Recorder, error) {
+	dv, err := buildDrivers(c, clk, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	cg, err := cgroup.Detect()
+	if err != nil {
+		return nil, nil, err
+	}
+	rec := reconcile.NewRecorder(st, clk, log, "agent/"+c.Node)
+	return agent.New(agent.Deps{Node: c.Node, Store: st, Clock: clk, Log: log, Runtimes: dv.runtimes, Network: dv.network, Storage: dv.storage,
+		Images: imgs, Groups: groups{cg}, Root: c.Group, Recorder: rec, DNS: resolvers(c), Facts: newFacts(c).read}), rec, nil
+}
+
+// driverSet is what one node works with.
+type driverSet struct {
+	runtimes map[string]driver.Runtime
+	network  driver.Network
+	storage  driver.Storage
+}
+
+// buildDrivers makes every driver of this build, each with directories of its own.
+func buildDrivers(c config, clk clock.Clock, log *slog.Logger) (driverSet, error) {
+	reg := drivers()
+	set := driverSet{runtimes: map[string]driver.Runtime{}}
+	deps := func(name string) (driver.Deps, error) {
+		d := driver.Deps{Node: c.Node, State: filepath.Join(c.State, name), Run: filepath.Join(c.Run, name), Clock: clk, Log: log.With("driver", name)}
+		return d, errors.Join(os.MkdirAll(d.State, 0o711), os.MkdirAll(d.Run, 0o711))
+	}
+	for _, name := range reg.Runtimes() {
+		d, err := deps(name)
+		if err != nil {
+			return set, err
+		}
+		if set.runtimes[name], err = reg.Runtime(name, d, c.Drivers[name]); err != nil {
+			return set, err
+		}
+	}
+	d, err := deps("bridge")
+	if err != nil {
+		return set, err
+	}
+	if set.network, err = reg.Network("bridge", d, bridgeSection(c)); err != nil {
+		return set, err
+	}
+	if d, err = deps("volumes"); err != nil {
+		return set, err
+	}
+	set.storage, err = reg.Storage("dir", d, c.Drivers["dir"])
+	return set, err
+}
+
+// bridgeSection is the network driver's config: the file's section, the subnet of the daemon.
+func bridgeSection(c config) json.RawMessage {
+	m := map[string]any{}
+	if raw := c.Drivers["bridge"]; len(raw) > 0 && json.Unmarshal(raw, &m) != nil {
+		return raw // not an object: the driver says so
+	}
+	if _, ok := m["subnet"]; !ok {
+		m["subnet"] = c.Subnet
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return nil // maps of JSON values always encode
+	}
+	return b
+}
+
+func newLogger(c config) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return nil, errs.InvalidFields("settings", []errs.Field{{Field: "log-level", Value: c.LogLevel, Rule: "must be debug, info, warn or error", Example: "info"}})
+	}
+	opt := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, opt)), nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, opt)), nil
+}
