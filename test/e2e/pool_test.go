@@ -238,7 +238,7 @@ func TestTour(t *testing.T) {
 }
 
 func web(t *testing.T, p *rig.Pool) {
-	do(t, p, "run", "-d", "--name", "web", "-p", "127.0.0.1:8080:80", "--cpu", "100m", "--memory", "32Mi", "--health-http", "80/", "busybox", "httpd", "-f", "-p", "80", "-h", "/var/www")
+	do(t, p, "run", "-d", "--name", "web", "--stop-timeout", "1s", "-p", "127.0.0.1:8080:80", "--cpu", "100m", "--memory", "32Mi", "--health-http", "80/", "busybox", "httpd", "-f", "-p", "80", "-h", "/var/www")
 	fetch(t, p)
 	if out := do(t, p, "exec", "web", "--", "hostname"); out != "web\n" {
 		t.Errorf("exec: %q", out)

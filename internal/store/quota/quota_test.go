@@ -230,7 +230,7 @@ func TestUnusedGuaranteesStayFree(t *testing.T) {
 	w.ok(store.Create(inst("b", "idle", ""))) // asks for nothing
 	w.ok(store.Create(inst("a", "own", "cpu=5")))
 	w.no(errs.NoCapacity, "CPU", store.Create(inst("a", "more", "cpu=1")))
-	w.no(errs.NoCapacity, "cpu", store.Create(tenant("c", promise("cpu=1"))))
+	w.no(errs.NoCapacity, "CPU", store.Create(tenant("c", promise("cpu=1"))))
 	w.ok(store.Remove(instRef("b", "one"), store.Any))
 	w.ok(store.Create(inst("a", "more", "cpu=3")))
 	w.no(errs.NoCapacity, "memory", store.Create(inst("a", "big", "memory=10Gi")))
