@@ -12,10 +12,10 @@ make -s build
 row build "bin/atoll bin/atolld bin/atoll-init" ok
 for b in atoll atolld; do
   # A running binary cannot be overwritten, but it can be replaced.
-  cp "bin/$b" "/usr/local/bin/.$b.new" && mv "/usr/local/bin/.$b.new" "/usr/local/bin/$b"
+  cmp -s "bin/$b" "/usr/local/bin/$b" || { cp "bin/$b" "/usr/local/bin/.$b.new" && mv "/usr/local/bin/.$b.new" "/usr/local/bin/$b"; }
 done
 
-ready() { atoll version --server-only >/dev/null 2>&1; }
+ready() { atoll get nodes -o name 2>/dev/null | grep -q .; }
 now() { date +%s%3N; }
 started=""
 t0=$(now)
@@ -69,7 +69,7 @@ else
   done
   [ -n "$port" ] || fail "the ports 8080 to 8099 are all in use on this host"
   t1=$(now)
-  atoll run -d --quiet --tenant demo --name web --cpu 250m --memory 64Mi --limit cpu=250m,memory=64Mi \
+  atoll run -d --tenant demo --stop-timeout 1s --name web --cpu 250m --memory 64Mi --limit cpu=250m,memory=64Mi \
     -p "127.0.0.1:$port:80" --health-http 80/ busybox httpd -f -p 80 -h /var/www >/dev/null
   note="running in $(( $(now) - t1 )) ms"
 fi
@@ -86,5 +86,6 @@ done
 [ -n "${ok:-}" ] || fail "http://127.0.0.1:$port/ does not answer" "atoll why instance/web --tenant demo"
 row check "GET http://127.0.0.1:$port/" "${status#* }"
 [ -s "${HOME:-/root}/.config/atoll/config.yaml" ] || atoll use demo >/dev/null
-atoll node summary 2>/dev/null || true
+echo "Atoll is up:"
+atoll get nodes | sed 's/^/  /'
 echo "Try:  atoll run --rm -it busybox sh     atoll top     atoll why instance/web     make down"

@@ -87,6 +87,7 @@ type Agent struct {
 	groups     map[string]Share // tenants' groups as last written
 	tenantList []*api.Tenant    // as last read
 	capacity   api.Resources    // allocatable
+	whole      api.Resources    // what the host has
 	caps       []api.Capability
 	warnings   map[string]bool
 	samples    map[string]sample

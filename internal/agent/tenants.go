@@ -42,16 +42,19 @@ func (a *Agent) divideNode(ctx context.Context, s store.Store) error {
 	defer a.groupMu.Unlock()
 	a.tenantList = list
 	want := shares(a.capacity, list)
-	for path := range a.groups {
-		if sh, ok := want[path]; ok && a.groups[path] != sh {
-			if err := a.writeGroup(path, sh); err != nil {
-				return err
-			}
-		}
-	}
 	have, err := a.Groups.List(a.Root)
 	if err != nil {
 		return fmt.Errorf("list groups: %w", err)
+	}
+	// Also the groups an earlier agent made: what runs in them must follow changed limits.
+	sort.Strings(have)
+	for _, g := range have {
+		name := a.tenantOfGroup(g)
+		if sh, ok := want[name]; ok && a.groups[name] != sh {
+			if err := a.writeGroup(name, sh); err != nil {
+				return err
+			}
+		}
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(have))) // nested ones first
 	for _, g := range have {
@@ -213,7 +216,7 @@ func (a *Agent) adopt(ctx context.Context, st api.NodeStatus) error {
 	}
 	a.groupMu.Lock()
 	same := reflect.DeepEqual(a.capacity, st.Allocatable)
-	a.capacity = st.Allocatable
+	a.capacity, a.whole = st.Allocatable, st.Capacity
 	var err error
 	if !same {
 		var warn []string

@@ -56,7 +56,7 @@ func (a *Agent) rate(key string, u api.Usage) int64 {
 func (a *Agent) read(ctx context.Context) api.UsageReport {
 	rep := api.UsageReport{At: a.Clock.Now().UTC()}
 	a.groupMu.Lock()
-	list, groups, capacity := a.tenantList, sortedNames(a.groups), a.capacity
+	list, groups, capacity, whole := a.tenantList, sortedNames(a.groups), a.capacity, a.whole
 	a.groupMu.Unlock()
 	specs := map[string]*api.Tenant{}
 	for _, t := range list {
@@ -105,7 +105,7 @@ func (a *Agent) read(ctx context.Context) api.UsageReport {
 		rep.Tenants = append(rep.Tenants, tu)
 	}
 	if u, err := a.Groups.Usage(a.Root); err == nil {
-		rep.Nodes = append(rep.Nodes, api.NodeUsage{Node: a.Node, Allocatable: capacity, CPUMilli: a.rate(a.Root, u), Memory: u.Memory, Usage: u})
+		rep.Nodes = append(rep.Nodes, api.NodeUsage{Node: a.Node, Capacity: whole, Allocatable: capacity, CPUMilli: a.rate(a.Root, u), Memory: u.Memory, Usage: u})
 	}
 	return rep
 }

@@ -206,7 +206,7 @@ func TestGuarantees(t *testing.T) {
 	a := w.tenantOf("a")
 	a.Spec.Guarantee = res("cpu=3,memory=2Gi")
 	w.no(errs.Quota, "tenant a", store.Update(a))
-	w.no(errs.NoCapacity, "CPU; can guarantee 9 in all; at most 5", store.Create(tenant("b", promise("cpu=5001m"))))
+	w.no(errs.NoCapacity, "cpu; can guarantee 9 in all; at most 5", store.Create(tenant("b", promise("cpu=5001m"))))
 	w.ok(store.Create(tenant("b", promise("cpu=5"))))
 	w.no(errs.NoCapacity, "gpu", store.Create(tenant("c", promise("gpu=1"))))
 	if got := w.ledger("").Promised.String(); got != "cpu=9,memory=2Gi" {
