@@ -253,10 +253,10 @@ func write(path, value string) error {
 	return nil
 }
 
-// StartIn is for os/exec: the child starts in the group (v2). On v1 that is not
-// possible: nil, and the caller moves it with Join.
-func (h *Host) StartIn(path string) (*syscall.SysProcAttr, func()) {
-	if h.Mode != V2 || h.Create(path) != nil {
+// StartIn is for os/exec: the child starts in the group of the v2 tree. A host without one
+// has nothing to set: nil. done must be called after the start.
+func (h *Host) StartIn(path string) (attr *syscall.SysProcAttr, done func()) {
+	if h.Unified == "" || h.Create(path) != nil {
 		return nil, func() {}
 	}
 	f, err := os.Open(filepath.Join(h.Unified, path))
@@ -266,15 +266,10 @@ func (h *Host) StartIn(path string) (*syscall.SysProcAttr, func()) {
 	return &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}, func() { _ = f.Close() }
 }
 
-// StartBeside is for os/exec on a hybrid host: the child starts in the group of the v2 tree,
-// of which a runtime that knows only v1 takes no notice. Nil elsewhere.
-func (h *Host) StartBeside(path string) (*syscall.SysProcAttr, func()) {
+// StartBeside is StartIn on a hybrid host only: there the OCI runtime takes no notice of the v2 tree.
+func (h *Host) StartBeside(path string) (attr *syscall.SysProcAttr, done func()) {
 	if h.Mode != Hybrid {
 		return nil, func() {}
 	}
-	f, err := os.Open(filepath.Join(h.Unified, path))
-	if err != nil {
-		return nil, func() {}
-	}
-	return &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}, func() { _ = f.Close() }
+	return h.StartIn(path)
 }

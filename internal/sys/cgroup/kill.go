@@ -130,6 +130,14 @@ func (h *Host) Remove(ctx context.Context, path string) error {
 	}
 }
 
+// RemoveEmpty removes a group that nothing is in; an error when something is.
+func (h *Host) RemoveEmpty(path string) error {
+	if !Valid(path) {
+		return fmt.Errorf("cgroup path %q is not relative and clean", path)
+	}
+	return h.rmdir(path)
+}
+
 func (h *Host) rmdir(path string) error {
 	var first error
 	for _, d := range h.all(path) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -15,45 +16,30 @@ import (
 // minImage is the smallest ext4 file system worth making.
 const minImage = 4 << 20
 
-// Image mounts the ext4 file system in a sparse file at a directory, and makes it with that
-// size when there is none. The loop device goes away with the mount.
-// errors.ErrUnsupported: this host cannot.
-func Image(path string, size int64, at string) error {
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		if err := makeImage(path, max(size, minImage)); err != nil {
-			return err
-		}
-	}
-	dev, err := attachLoop(path)
-	if err != nil {
+// MakeImage makes an ext4 file system of that size in a sparse file, its root directory owned by
+// owner, unless there is one. errors.ErrUnsupported: this host cannot.
+func MakeImage(path string, size int64, owner uint32) error {
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	defer dev.Close() // with autoclear the mount is what keeps the device
-	if err := unix.Mount(dev.Name(), at, "ext4", unix.MS_NODEV|unix.MS_NOSUID|unix.MS_RELATIME, ""); err != nil {
-		return fmt.Errorf("mount %s: %w", path, err)
-	}
-	return nil
-}
-
-func makeImage(path string, size int64) error {
-	prog, err := exec.LookPath("mke2fs")
-	if err != nil {
-		return fmt.Errorf("mke2fs is not installed (package e2fsprogs): %w", errors.ErrUnsupported)
+	if !CanLoop() {
+		return fmt.Errorf("no loop devices, or mke2fs (package e2fsprogs) is not installed: %w", errors.ErrUnsupported)
 	}
 	tmp := path + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	err = errors.Join(f.Truncate(size), f.Close())
+	err = errors.Join(f.Truncate(max(size, minImage)), f.Close())
 	if err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		// No journal: the layer is as durable as the instance. No reserved blocks; tables are filled when used.
-		cmd := exec.CommandContext(ctx, prog, "-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard", "-I", "256", tmp)
+		// No reserved blocks; tables are filled when they are used.
+		cmd := exec.CommandContext(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-I", "256",
+			"-E", fmt.Sprintf("lazy_itable_init=1,nodiscard,root_owner=%d:%d", owner, owner), tmp)
 		var out []byte
 		if out, err = cmd.CombinedOutput(); err != nil {
-			err = fmt.Errorf("mke2fs of %s: %w: %.200s", strconv.FormatInt(size, 10), err, out)
+			err = fmt.Errorf("mke2fs of %d bytes: %w: %.200s", size, err, out)
 		}
 	}
 	if err == nil {
@@ -65,26 +51,74 @@ func makeImage(path string, size int64) error {
 	return err
 }
 
-// attachLoop ties a file to a free loop device.
-func attachLoop(path string) (*os.File, error) {
-	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		return nil, fmt.Errorf("no loop devices (%w): %w", err, errors.ErrUnsupported)
-	}
-	defer ctl.Close()
+// Image mounts the ext4 file system in a file at a directory. The loop device goes away with its last mount;
+// an image that is mounted already, in whatever namespace, is mounted through the same
+// device, because two devices would destroy its content.
+func Image(path, at string) error {
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil { // until closed: one at a time
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	dev, err := loopOf(file)
+	if err != nil {
+		return err
+	}
+	if dev == nil {
+		if dev, err = attachLoop(file); err != nil {
+			return err
+		}
+	}
+	defer dev.Close() // with autoclear the mount is what keeps the device
+	if err := unix.Mount(dev.Name(), at, "ext4", unix.MS_NODEV|unix.MS_NOSUID|unix.MS_RELATIME, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", path, err)
+	}
+	return nil
+}
+
+// loopOf finds the device a file is attached to; nil when there is none.
+func loopOf(file *os.File) (*os.File, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return nil, err
+	}
+	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
+	for _, b := range backing {
+		name := filepath.Base(filepath.Dir(filepath.Dir(b)))
+		dev, err := os.OpenFile("/dev/"+name, os.O_RDWR, 0) // an open device is not cleared
+		if err != nil {
+			continue
+		}
+		info, err := unix.IoctlLoopGetStatus64(int(dev.Fd()))
+		if err == nil && info.Device == st.Dev && info.Inode == st.Ino {
+			return dev, nil
+		}
+		_ = dev.Close()
+	}
+	return nil, nil
+}
+
+// attachLoop ties a file to a free loop device.
+func attachLoop(file *os.File) (*os.File, error) {
+	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("no loop devices: %w", err)
+	}
+	defer ctl.Close()
 	for range 64 { // somebody else may take the free one before us
 		n, err := unix.IoctlRetInt(int(ctl.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
-			return nil, fmt.Errorf("no free loop device (%w): %w", err, errors.ErrUnsupported)
+			return nil, fmt.Errorf("no free loop device: %w", err)
 		}
 		dev, err := os.OpenFile("/dev/loop"+strconv.Itoa(n), os.O_RDWR, 0)
 		if err != nil {
-			return nil, fmt.Errorf("loop device %d (%w): %w", n, err, errors.ErrUnsupported)
+			return nil, fmt.Errorf("loop device: %w", err)
 		}
 		cfg := unix.LoopConfig{Fd: uint32(file.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
 		err = unix.IoctlLoopConfigure(int(dev.Fd()), &cfg)

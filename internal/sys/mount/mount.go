@@ -177,3 +177,16 @@ func Device(dir string) string {
 	}
 	return dev
 }
+
+// ReadOnlyFile shows a file, read-only, at another file of the calling thread's namespace.
+func ReadOnlyFile(path, at string) error {
+	f, err := Clone(path, nil)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := Restrict(f, ReadOnly|NoSuid|NoDev); err != nil {
+		return err
+	}
+	return Attach(f, at)
+}

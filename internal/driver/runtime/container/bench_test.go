@@ -30,7 +30,7 @@ type bare struct {
 }
 
 func newBare(b *testing.B, f *fixture) *bare {
-	x := &bare{f: f, bundle: filepath.Join(filepath.Dir(f.layer), "bare"), root: filepath.Join(filepath.Dir(f.layer), "bareroot")}
+	x := &bare{f: f, bundle: filepath.Join(filepath.Dir(f.layer), "bare"), root: f.run("bare")}
 	for _, d := range []string{x.bundle, x.root, x.bundle + "/upper", x.bundle + "/work", x.bundle + "/rootfs"} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			b.Fatal(err)

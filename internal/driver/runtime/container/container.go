@@ -74,6 +74,7 @@ type Runtime struct {
 // environment is what the host offers, found once.
 type environment struct {
 	runtime, conmon string
+	program         string // the runtime as seen in our mount namespaces
 	isCrun          bool
 	runtimeVersion  string
 	boot            string
@@ -135,7 +136,15 @@ func (r *Runtime) findEnvironment() (*environment, error) {
 	if err := r.makeDirs(); err != nil {
 		return nil, err
 	}
+	e.program = e.runtime
 	e.base, err = proc.NewBase(func() error {
+		if e.isCrun {
+			// On a read-only mount crun need not copy and execute itself anew to be safe from what it runs.
+			if err := mount.ReadOnlyFile(e.runtime, r.run("runtime")); err != nil {
+				return err
+			}
+			e.program = r.run("runtime")
+		}
 		if e.groups.Mode == cgroup.Hybrid && e.isCrun {
 			return mount.HideUnified(e.groups.Unified, r.run("rootfs"))
 		}
@@ -175,6 +184,9 @@ func (r *Runtime) makeDirs() error {
 		if err := os.WriteFile(r.run("m", fmt.Sprintf("f%d", i)), nil, 0o644); err != nil {
 			return err
 		}
+	}
+	if err := os.WriteFile(r.run("runtime"), nil, 0o700); err != nil { // to mount the runtime on
+		return err
 	}
 	return passable(r.deps.Run)
 }

@@ -67,6 +67,9 @@ func (r *Runtime) Usage(_ context.Context, id string) (api.Usage, error) {
 	u.CPU, u.Throttled, u.Memory, u.MemoryPeak = g.CPU, g.Throttled, g.Memory, g.MemoryPeak
 	u.ReadBytes, u.WrittenBytes, u.ReadOps, u.WriteOps = g.ReadBytes, g.WriteBytes, g.ReadOps, g.WriteOps
 	u.Pids, u.OOMKills = g.Pids, g.OOMKills
+	if e.inherits() && u.Pids > 0 {
+		u.Pids-- // the supervisor
+	}
 	u.PressureCPU, u.PressureMemory, u.PressureIO = g.PressureCPU, g.PressureMemory, g.PressureIO
 	if !rec.HostNet {
 		u.ReceivedBytes, u.SentBytes = netBytes(fmt.Sprintf("/proc/%d/net/dev", readPid(r.run("i", id, "pid"))))

@@ -125,11 +125,15 @@ func (r *Runtime) prepare(ctx context.Context, e *environment, s driver.Spec) (d
 	if err := e.groups.Create(s.Cgroup.Path); err != nil {
 		return driver.Observed{}, err
 	}
+	if err := e.groups.RestrictDevices(s.Cgroup.Path); err != nil {
+		return driver.Observed{}, err
+	}
 	pid, more, err := r.launch(ctx, e, s)
 	if err != nil {
 		return driver.Observed{}, err
 	}
-	// After the launch: on v1 crun takes all memory limits away when it joins the group.
+	// After the launch: the OCI runtime needs more than the smallest instances may have, and on v1
+	// it takes all memory limits away when it joins a group.
 	warnings, err := e.groups.Set(s.Cgroup.Path, r.limits(e, s))
 	if err != nil {
 		return driver.Observed{}, fmt.Errorf("limits: %w", err)

@@ -122,7 +122,7 @@ func (r *Runtime) awaitProgram(ctx context.Context, e *environment, pid int) {
 	link := fmt.Sprintf("/proc/%d/exe", pid)
 	for range 1000 {
 		exe, err := os.Readlink(link)
-		turning := exe == "/" || exe == e.runtime || strings.HasPrefix(exe, "/memfd:") // crun runs from a sealed copy of itself
+		turning := exe == "/" || exe == e.runtime || exe == e.program || strings.HasPrefix(exe, "/memfd:")
 		if err != nil || !turning || r.clk.Sleep(ctx, time.Millisecond) != nil {
 			return
 		}
@@ -184,7 +184,7 @@ func (r *Runtime) writeProcess(s *session) error {
 func (r *Runtime) start(e *environment, id string, s *session, in, out, errw *os.File, extra ...string) error {
 	args := append(r.ociArgs(e), "--log", filepath.Join(s.dir, "log"), "exec", "--process", filepath.Join(s.dir, "process.json"), "--pid-file", filepath.Join(s.dir, "pid"))
 	args = append(append(args, extra...), id)
-	s.cmd = exec.Command(e.runtime, args...)
+	s.cmd = exec.Command(e.program, args...)
 	s.cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	if in != nil {
 		s.cmd.Stdin = in
@@ -198,7 +198,12 @@ func (r *Runtime) start(e *environment, id string, s *session, in, out, errw *os
 	attr, done := e.groups.StartBeside(s.rec.Cgroup)
 	defer done()
 	s.cmd.SysProcAttr = attr
-	err := proc.InMountNS(r.conmonPid(id), s.cmd.Start)
+	err := proc.InMountNS(r.conmonPid(id), func() error {
+		if err := e.enterGroup(s.rec.Cgroup); err != nil {
+			return err
+		}
+		return s.cmd.Start()
+	})
 	if err != nil {
 		return fmt.Errorf("start the OCI runtime: %w", err)
 	}

@@ -40,8 +40,20 @@ func open(t testing.TB) *fixture {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
+	run, err := os.MkdirTemp("/dev/shm", "atoll-test-") // in memory, as /run is
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(run, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(run); err != nil {
+			t.Errorf("files: %v", err)
+		}
+	})
 	f := &fixture{t: t, group: "atoll/test-" + filepath.Base(dir)[11:], layer: filepath.Join(dir, "layer"),
-		deps: driver.Deps{Node: "test", State: filepath.Join(dir, "state"), Run: filepath.Join(dir, "run"), Clock: clock.Real{}, Log: slog.New(slog.NewTextHandler(testLog{t}, nil))}}
+		deps: driver.Deps{Node: "test", State: filepath.Join(dir, "state"), Run: run, Clock: clock.Real{}, Log: slog.New(slog.NewTextHandler(testLog{t}, nil))}}
 	makeLayer(t, f.layer)
 	f.Runtime = f.reopen()
 	e, err := f.setup()

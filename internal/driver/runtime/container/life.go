@@ -13,6 +13,7 @@ import (
 
 	"atoll/internal/driver"
 	"atoll/internal/errs"
+	"atoll/internal/sys/cgroup"
 	"atoll/internal/sys/proc"
 )
 
@@ -68,27 +69,38 @@ func (r *Runtime) release(ctx context.Context, e *environment, id string) error 
 func (r *Runtime) inRuntimeNS(e *environment, fn func() error) error { return e.base.InBase(fn) }
 
 func (r *Runtime) ociCommand(ctx context.Context, e *environment, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, e.runtime, append(r.ociArgs(e), args...)...)
+	return exec.CommandContext(ctx, e.program, append(r.ociArgs(e), args...)...)
 }
 
 func (r *Runtime) ociArgs(e *environment) []string {
 	args := []string{"--root", r.run("c")}
-	if e.isCrun {
-		args = append(args, "--cgroup-manager=cgroupfs")
+	if m := e.manager(); m != "" {
+		args = append(args, m)
 	}
 	return args
 }
 
-// settleConmon takes the supervisor out of the daemon's cgroups. On v2 it was started
-// outside already. A failure leaves it where it is; the next life tries again.
+// manager tells crun who looks after cgroups.
+func (e *environment) manager() string {
+	switch {
+	case e.inherits():
+		return "--cgroup-manager=disabled"
+	case e.isCrun:
+		return "--cgroup-manager=cgroupfs"
+	}
+	return ""
+}
+
+// settleConmon takes the supervisor out of the daemon's cgroups where it was not started
+// outside already: with runc on v1. A failure leaves it where it is; the next life tries again.
 func (r *Runtime) settleConmon(e *environment, rec *record) {
 	pid := r.conmonPid(rec.ID)
-	if pid == 0 || e.groups.Mode == "v2" || e.groups.Contains(conmonGroup, pid) {
+	if pid == 0 || e.inherits() || e.groups.Mode == cgroup.V2 || e.groups.Contains(supervisors, pid) {
 		return
 	}
-	err := e.groups.Create(conmonGroup)
+	err := e.groups.Create(supervisors)
 	if err == nil {
-		err = e.groups.Join(conmonGroup, pid)
+		err = e.groups.Join(supervisors, pid)
 	}
 	if err != nil && proc.Alive(pid) {
 		r.log.Warn("supervisor stays in the daemon's cgroup", "instance", rec.ID, "error", err)
@@ -367,6 +379,9 @@ func (r *Runtime) Exits(ctx context.Context, fn func(driver.Observed)) error {
 		return err
 	}
 	defer w.Close()
+	defer func() { // the last one out; whoever still runs keeps it busy
+		_ = e.groups.RemoveEmpty(supervisors)
+	}()
 	if err := r.reportAll(ctx, e, fn); err != nil {
 		return err
 	}

@@ -18,6 +18,9 @@ func (r *Runtime) limits(e *environment, s driver.Spec) cgroup.Limits {
 	if l.Pids == 0 {
 		l.Pids = r.cfg.MaxProcesses
 	}
+	if e.inherits() {
+		l.Pids++ // the supervisor is in the group, too
+	}
 	switch spec.Class() {
 	case api.ClassBestEffort:
 		l.CPUIdle = true

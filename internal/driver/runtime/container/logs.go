@@ -319,11 +319,6 @@ func seekTail(files []*os.File, n int) ([]*os.File, error) {
 			return files[i:], nil
 		}
 	}
-	for _, f := range files {
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return nil, err
-		}
-	}
 	return files, nil
 }
 
@@ -353,11 +348,8 @@ func seekLines(f *os.File, left *int) (found bool, err error) {
 	if size > 0 {
 		*left-- // the first line has no newline before it
 	}
-	if *left == 0 {
-		_, err := f.Seek(0, io.SeekStart)
-		return true, err
-	}
-	return false, nil
+	_, err = f.Seek(0, io.SeekStart)
+	return *left <= 0, err
 }
 
 // rotate starts a new log file when the current one is full: conmon is told to

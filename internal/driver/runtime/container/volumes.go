@@ -22,14 +22,19 @@ func diskLimit(s driver.Spec) int64 { return s.Instance.Spec.Limits[api.Disk] }
 // mountDisk mounts the instance's own small file system for its writable layer. It
 // returns a warning when this host cannot limit the layer's size.
 func (r *Runtime) mountDisk(s driver.Spec, limit int64) (warning string, err error) {
-	return r.mountImage(r.state("i", s.ID, "disk.img"), limit, r.run("m", strconv.Itoa(maxMounts-1)), "the limit of the writable layer")
+	return r.mountImage(s, "disk.img", limit, r.run("m", strconv.Itoa(maxMounts-1)), "the limit of the writable layer")
 }
 
-// mountImage mounts a sparse image of that size at a directory, making it when it is not there.
-func (r *Runtime) mountImage(image string, size int64, at, what string) (warning string, err error) {
-	err = mount.Image(image, size, at)
+// mountImage mounts a file system of the instance's own at a directory, making it when it is not
+// there. It returns a warning when this host cannot.
+func (r *Runtime) mountImage(s driver.Spec, name string, size int64, at, what string) (warning string, err error) {
+	path := r.state("i", s.ID, name)
+	err = mount.MakeImage(path, size, s.IDs.Base)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return what + " is not enforced: " + err.Error(), nil
+	}
+	if err == nil {
+		err = mount.Image(path, at)
 	}
 	if err != nil {
 		return "", fmt.Errorf("file system for %s: %w", what, err)
@@ -114,7 +119,7 @@ func mountNamed(m driver.Mount, at string) error {
 		if m.FSType != "ext4" {
 			return errs.New(errs.Unsupported, "file system %q cannot be mounted; only ext4 can", m.FSType)
 		}
-		return mount.Image(m.Source, 0, at)
+		return mount.Image(m.Source, at)
 	}
 	return attach(m.Source, at, nil)
 }
@@ -138,12 +143,12 @@ func (r *Runtime) mountEphemeral(s driver.Spec, i int, size int64, at string) (s
 	name, warning := fmt.Sprintf("volume%d", i), ""
 	if size > 0 {
 		var err error
-		warning, err = r.mountImage(r.state("i", s.ID, name+".img"), size, at, "the size of the volume at "+s.Instance.Spec.Volumes[i].Path)
+		warning, err = r.mountImage(s, name+".img", size, at, "the size of the volume at "+s.Instance.Spec.Volumes[i].Path)
 		if err != nil {
 			return "", "", err
 		}
 		if warning == "" {
-			return at, "", os.Chown(at, int(s.IDs.Base), int(s.IDs.Base))
+			return at, "", nil
 		}
 	}
 	dir := r.state("i", s.ID, name)

@@ -1,150 +1,175 @@
-// Package dir keeps volumes as plain directories on the node's own disk, one per
-// tenant and name, owned by the tenant's root. A volume outlives the instances that
-// use it and can be used by several at once.
-//
-// The driver starts no goroutine. It must never follow a link out of its directory
-// and never remove what it did not make.
+// Package dir keeps volumes as directories of the node, below <State>/v/<tenant>/<name>: "data",
+// or, when a size was asked for and the host has loop devices, "disk.img" with a file
+// system of that size, which the runtime mounts for each instance. It starts no goroutine, and it
+// never mounts anything or touches what is outside of its State directory.
 package dir
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync"
 
 	"atoll/api"
 	"atoll/internal/driver"
 	"atoll/internal/errs"
+	"atoll/internal/sys/mount"
 )
 
-// Config is the node's section for this driver.
-type Config struct {
-	// Path is where volumes are kept; default: the driver's own state directory. It must
-	// be a file system with Unix permissions.
-	Path string `json:"path,omitempty"`
+// Config is empty: a directory needs no choice.
+type Config struct{}
+
+// Storage is the driver.
+type Storage struct {
+	root string
+	log  *slog.Logger
+
+	mu sync.Mutex // volumes are made and removed one at a time: it is rare and quick
 }
 
-// Driver keeps volumes.
-type Driver struct{ root string }
-
-// New makes the driver; no I/O.
-func New(d driver.Deps, c Config) (*Driver, error) {
-	root := c.Path
-	if root == "" {
-		root = d.State
+// New prepares the driver; nothing is made yet.
+func New(d driver.Deps, _ Config) (*Storage, error) {
+	if !filepath.IsAbs(d.State) {
+		return nil, errs.New(errs.Invalid, "state directory must be absolute")
 	}
-	if !filepath.IsAbs(root) {
-		return nil, errs.InvalidFields("driver dir", []errs.Field{{Field: "path", Value: root, Rule: "must be absolute", Example: "/srv/volumes"}})
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{root: root}, nil
+	return &Storage{root: filepath.Join(d.State, "v"), log: d.Log}, nil
 }
 
-// Probe makes the directory and says what it can do. Sizes are not enforced: that
-// takes project quota, which few hosts have switched on.
-func (d *Driver) Probe(context.Context) (api.Capability, error) {
-	// Only root of the host may walk here; instances get their volume by a mount.
-	if err := os.MkdirAll(d.root, 0o711); err != nil {
-		return api.Capability{}, errs.New(errs.Unsupported, "volumes cannot be kept in %s: %w", d.root, err)
+// Probe makes the directory and tells how sizes are enforced.
+func (s *Storage) Probe(context.Context) (api.Capability, error) {
+	c := api.Capability{Type: "storage", Name: "dir", Version: "1", Features: map[string]string{"quota": "none"}}
+	if mount.CanLoop() {
+		c.Features["quota"] = "loop"
 	}
-	return api.Capability{Type: "storage", Name: "dir", Features: map[string]string{"size": "not enforced"}}, nil
+	if err := os.MkdirAll(s.root, 0o700); err != nil {
+		return c, errs.New(errs.Unsupported, "volumes cannot be kept: %w", err).WithHint("the state directory must be writable")
+	}
+	return c, nil
 }
 
-// path is <root>/<tenant with / as .>/<name>. Names are checked: they become paths.
-func (d *Driver) path(tenant, name string) (string, error) {
+// path is a volume's directory; "+" stands for the "/" of nested tenants and occurs in no name.
+func (s *Storage) path(tenant, name string) (string, error) {
 	if !api.ValidTenantPath(tenant) || !api.ValidName(name) {
 		return "", errs.New(errs.Invalid, "volume %q of tenant %q: not a valid name", name, tenant)
 	}
-	return filepath.Join(d.root, strings.ReplaceAll(tenant, "/", "."), name), nil
+	return filepath.Join(s.root, strings.ReplaceAll(tenant, "/", "+"), name), nil
 }
 
-// Ensure makes the directory, owned by root inside the tenant.
-func (d *Driver) Ensure(_ context.Context, tenant, name string, size int64, ids driver.IDRange) (driver.Mount, error) {
-	p, err := d.path(tenant, name)
+// Ensure makes the volume. One that exists keeps its kind and content.
+func (s *Storage) Ensure(ctx context.Context, tenant, name string, size int64, ids driver.IDRange) (driver.Mount, error) {
+	p, err := s.path(tenant, name)
 	if err != nil {
 		return driver.Mount{}, err
 	}
-	if size < 0 || ids.Count == 0 {
-		return driver.Mount{}, errs.New(errs.Invalid, "volume %s: size %d, %d user IDs", name, size, ids.Count)
+	if ids.Count == 0 || size < 0 {
+		return driver.Mount{}, errs.New(errs.Invalid, "volume %s/%s: it needs a range of IDs and a size of zero or more", tenant, name)
 	}
-	m := driver.Mount{Source: p}
-	if size > 0 {
-		m.Warning = "the size of volume " + name + " is not enforced: this host's file system has no project quota"
+	if err := ctx.Err(); err != nil {
+		return driver.Mount{}, err
 	}
-	if st, err := os.Lstat(p); err == nil {
-		if !st.IsDir() {
-			return m, errs.New(errs.Conflict, "volume %s/%s: %s is not a directory", tenant, name, p)
-		}
-		return m, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(p), 0o711); err != nil {
-		return m, errs.New(errs.Unavailable, "make volume %s: %w", name, err)
-	}
-	// Made under another name, so that it is never there without its owner.
-	tmp, err := os.MkdirTemp(filepath.Dir(p), ".new-")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, err := ensure(p, size, ids)
 	if err != nil {
-		return m, errs.New(errs.Unavailable, "make volume %s: %w", name, err)
-	}
-	err = errors.Join(os.Chmod(tmp, 0o755), os.Chown(tmp, int(ids.Base), int(ids.Base)))
-	if err == nil {
-		err = os.Rename(tmp, p)
-	}
-	if err != nil {
-		rerr := os.Remove(tmp)
-		if st, serr := os.Lstat(p); serr == nil && st.IsDir() {
-			return m, nil // somebody made it at the same time
-		}
-		return m, errs.New(errs.Unavailable, "make volume %s: %w", name, errors.Join(err, rerr))
+		return m, fmt.Errorf("volume %s/%s: %w", tenant, name, err)
 	}
 	return m, nil
 }
 
-// Observe lists the volumes as tenant/name.
-func (d *Driver) Observe(context.Context) ([]string, error) {
-	tenants, err := os.ReadDir(d.root)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+func ensure(p string, size int64, ids driver.IDRange) (driver.Mount, error) {
+	data, image := filepath.Join(p, "data"), filepath.Join(p, "disk.img")
+	if st, err := os.Stat(image); err == nil {
+		m := driver.Mount{Source: image, FSType: "ext4"}
+		if size > st.Size() {
+			m.Warning = fmt.Sprintf("the volume keeps its size of %s: it cannot grow", api.FormatQuantity(api.Disk, st.Size()))
+		}
+		return m, nil
 	}
+	_, err := os.Stat(data)
+	there := err == nil
+	if err := os.MkdirAll(p, 0o700); err != nil {
+		return driver.Mount{}, err
+	}
+	warning := ""
+	if size > 0 && there {
+		warning = "the volume's size is not enforced: it was made without one"
+	}
+	if size > 0 && !there {
+		err := mount.MakeImage(image, size, ids.Base)
+		if err == nil {
+			return driver.Mount{Source: image, FSType: "ext4"}, nil
+		}
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return driver.Mount{}, err
+		}
+		warning = "the volume's size is not enforced: " + err.Error()
+	}
+	return driver.Mount{Source: data, Warning: warning}, makeData(data, ids)
+}
+
+// makeData makes the directory under another name first: what is called data has its owner.
+func makeData(data string, ids driver.IDRange) error {
+	if _, err := os.Stat(data); err == nil {
+		return nil
+	}
+	tmp := data + ".tmp"
+	if err := os.Mkdir(tmp, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := os.Chown(tmp, int(ids.Base), int(ids.Base)); err != nil {
+		return err
+	}
+	return os.Rename(tmp, data)
+}
+
+// Observe lists tenant/name.
+func (s *Storage) Observe(context.Context) ([]string, error) {
+	dirs, err := filepath.Glob(filepath.Join(s.root, "*", "*"))
 	if err != nil {
-		return nil, errs.New(errs.Unavailable, "list volumes: %w", err)
+		return nil, err
 	}
-	var out []string
-	for _, t := range tenants {
-		tenant := strings.ReplaceAll(t.Name(), ".", "/")
-		if !t.IsDir() || !api.ValidTenantPath(tenant) {
-			continue
-		}
-		list, err := os.ReadDir(filepath.Join(d.root, t.Name()))
-		if err != nil {
-			return nil, errs.New(errs.Unavailable, "list volumes of %s: %w", tenant, err)
-		}
-		for _, v := range list {
-			if v.IsDir() && api.ValidName(v.Name()) {
-				out = append(out, tenant+"/"+v.Name())
-			}
+	out := make([]string, 0, len(dirs))
+	for _, d := range dirs {
+		tenant, name := strings.ReplaceAll(filepath.Base(filepath.Dir(d)), "+", "/"), filepath.Base(d)
+		if api.ValidTenantPath(tenant) && (api.ValidName(name)) {
+			out = append(out, tenant+"/"+name)
 		}
 	}
 	sort.Strings(out)
 	return out, nil
 }
 
-// Remove deletes a volume and its content. It is renamed first, so that a kill in
-// between leaves nothing that looks like a volume.
-func (d *Driver) Remove(_ context.Context, tenant, name string) error {
-	p, err := d.path(tenant, name)
+// Remove deletes the volume. It gets another name first, so that a removal that is
+// interrupted never leaves half a volume under its own; Probe and the next Remove finish it.
+func (s *Storage) Remove(_ context.Context, tenant, name string) error {
+	p, err := s.path(tenant, name)
 	if err != nil {
-		return err
+		return nil //nolint:nilerr // a name that cannot be was never there
 	}
-	gone := filepath.Join(filepath.Dir(p), ".gone-"+name)
-	if err := os.RemoveAll(gone); err != nil {
-		return errs.New(errs.Unavailable, "remove volume %s: %w", name, err)
-	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gone := p + ".removed"
 	if err := os.Rename(p, gone); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return errs.New(errs.Unavailable, "remove volume %s: %w", name, err)
+		if err := os.RemoveAll(gone); err != nil {
+			return fmt.Errorf("volume %s/%s: %w", tenant, name, err)
+		}
+		if err := os.Rename(p, gone); err != nil {
+			return fmt.Errorf("volume %s/%s: %w", tenant, name, err)
+		}
 	}
 	if err := os.RemoveAll(gone); err != nil {
-		return errs.New(errs.Unavailable, "remove volume %s: %w", name, err)
+		return fmt.Errorf("volume %s/%s: %w", tenant, name, err)
 	}
+	_ = os.Remove(filepath.Dir(p)) // the tenant's directory, when it is empty
 	return nil
 }
+
+var _ driver.Storage = (*Storage)(nil)
