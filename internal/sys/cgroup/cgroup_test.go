@@ -101,7 +101,7 @@ func TestOnThisHost(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	path := "atoll/cgrouptest-" + filepath.Base(t.TempDir()) + strings.ReplaceAll(t.Name(), "/", "-")
+	path := "atolltest-cgroup-" + filepath.Base(t.TempDir()) + strings.ReplaceAll(t.Name(), "/", "-")
 	t.Cleanup(func() {
 		if err := h.Remove(t.Context(), path); err != nil {
 			_ = h.rmdir(path)

@@ -55,14 +55,20 @@ func MakeImage(path string, size int64, owner uint32) error {
 // an image that is mounted already, in whatever namespace, is mounted through the same
 // device, because two devices would destroy its content.
 func Image(path, at string) error {
+	// Opened twice: the loop device keeps what it is given, and a lock on that with it.
+	lock, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil { // until closed: one at a time
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil { // until closed: one at a time
-		return fmt.Errorf("lock %s: %w", path, err)
-	}
 	dev, err := loopOf(file)
 	if err != nil {
 		return err

@@ -52,7 +52,7 @@ func open(t testing.TB) *fixture {
 			t.Errorf("files: %v", err)
 		}
 	})
-	f := &fixture{t: t, group: "atoll/test-" + filepath.Base(dir)[11:], layer: filepath.Join(dir, "layer"),
+	f := &fixture{t: t, group: "atolltest-" + filepath.Base(dir)[11:], layer: filepath.Join(dir, "layer"),
 		deps: driver.Deps{Node: "test", State: filepath.Join(dir, "state"), Run: run, Clock: clock.Real{}, Log: slog.New(slog.NewTextHandler(testLog{t}, nil))}}
 	makeLayer(t, f.layer)
 	f.Runtime = f.reopen()

@@ -201,8 +201,12 @@ func (r *Runtime) startConmon(e *environment, s driver.Spec, syncW *os.File, att
 	return os.WriteFile(filepath.Join(bundle, "conmon.pid"), []byte(strconv.Itoa(pid)), 0o600)
 }
 
-// supervisors is the cgroup of conmon where it is not in its instance's.
-const supervisors = "atoll/conmon"
+// supervisors is the cgroup of conmon where it is not in its instance's: beside the
+// tenants', at the top of whatever the instance is in.
+func supervisors(instance string) string {
+	top, _, _ := strings.Cut(instance, "/")
+	return top + "/conmon"
+}
 
 // conmonGroup is the cgroup of an instance's supervisor: never the daemon's, so that whoever
 // ends the daemon's group does not end the instances. On v2 the runtime puts the first process
@@ -212,7 +216,7 @@ func (e *environment) conmonGroup(instance string) string {
 	if e.inherits() {
 		return instance
 	}
-	return supervisors
+	return supervisors(instance)
 }
 
 // inherits reports whether the first process gets its cgroups by being started in them.

@@ -95,12 +95,13 @@ func (e *environment) manager() string {
 // outside already: with runc on v1. A failure leaves it where it is; the next life tries again.
 func (r *Runtime) settleConmon(e *environment, rec *record) {
 	pid := r.conmonPid(rec.ID)
-	if pid == 0 || e.inherits() || e.groups.Mode == cgroup.V2 || e.groups.Contains(supervisors, pid) {
+	group := supervisors(rec.Cgroup)
+	if pid == 0 || e.inherits() || e.groups.Mode == cgroup.V2 || e.groups.Contains(group, pid) {
 		return
 	}
-	err := e.groups.Create(supervisors)
+	err := e.groups.Create(group)
 	if err == nil {
-		err = e.groups.Join(supervisors, pid)
+		err = e.groups.Join(group, pid)
 	}
 	if err != nil && proc.Alive(pid) {
 		r.log.Warn("supervisor stays in the daemon's cgroup", "instance", rec.ID, "error", err)
@@ -379,9 +380,6 @@ func (r *Runtime) Exits(ctx context.Context, fn func(driver.Observed)) error {
 		return err
 	}
 	defer w.Close()
-	defer func() { // the last one out; whoever still runs keeps it busy
-		_ = e.groups.RemoveEmpty(supervisors)
-	}()
 	if err := r.reportAll(ctx, e, fn); err != nil {
 		return err
 	}

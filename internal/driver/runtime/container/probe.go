@@ -2,6 +2,8 @@ package container
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -72,6 +74,8 @@ func (r *Runtime) tryContainer(ctx context.Context, e *environment) error {
 		r.log.Warn("no static program for the probe; the runtime is tried with the first instance", "error", err)
 		return nil
 	}
+	sum := sha256.Sum256([]byte(r.deps.Run)) // several daemons on one host do not meet
+	group := "atoll-probe-" + hex.EncodeToString(sum[:4])
 	layer := r.state("probe-layer")
 	defer os.RemoveAll(layer)
 	if err := os.MkdirAll(filepath.Join(layer, "bin"), 0o755); err != nil {
@@ -82,10 +86,11 @@ func (r *Runtime) tryContainer(ctx context.Context, e *environment) error {
 	}
 	in := &api.Instance{Head: api.Head{K: api.KindInstance, Meta: api.Meta{Name: probeID, Tenant: probeID}}}
 	in.Spec.Entry, in.Spec.AutoRm = argv, true
-	s := driver.Spec{ID: probeID, Instance: in, Cgroup: driver.Cgroup{Path: "atoll/" + probeID}, IDs: driver.IDRange{Base: 1<<31 - 1<<20, Count: 65536},
+	s := driver.Spec{ID: probeID, Instance: in, Cgroup: driver.Cgroup{Path: group + "/" + probeID}, IDs: driver.IDRange{Base: 1<<31 - 1<<20, Count: 65536},
 		Image: driver.Image{Digest: probeID, Layers: []string{layer}}, Network: driver.NetworkSpec{Mode: "none"}}
 	err = r.runOnce(ctx, s)
-	return errors.Join(err, r.Remove(context.WithoutCancel(ctx), probeID))
+	err = errors.Join(err, r.Remove(context.WithoutCancel(ctx), probeID))
+	return errors.Join(err, e.groups.Remove(ctx, group))
 }
 
 func (r *Runtime) runOnce(ctx context.Context, s driver.Spec) error {

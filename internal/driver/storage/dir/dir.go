@@ -1,14 +1,13 @@
-// Package dir keeps volumes as directories of the node, below <State>/v/<tenant>/<name>: "data",
+// Package dir keeps volumes as directories of the node, below <Path>/<tenant>/<name>: "data",
 // or, when a size was asked for and the host has loop devices, "disk.img" with a file
 // system of that size, which the runtime mounts for each instance. It starts no goroutine, and it
-// never mounts anything or touches what is outside of its State directory.
+// never mounts anything or touches what is outside of its directory.
 package dir
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"sort"
@@ -21,26 +20,29 @@ import (
 	"atoll/internal/sys/mount"
 )
 
-// Config is empty: a directory needs no choice.
-type Config struct{}
+// Config says where volumes are.
+type Config struct {
+	// Path is where volumes are kept, absolute. Default: the driver's State directory, below "v".
+	Path string `json:"path,omitempty"`
+}
 
 // Storage is the driver.
 type Storage struct {
 	root string
-	log  *slog.Logger
 
 	mu sync.Mutex // volumes are made and removed one at a time: it is rare and quick
 }
 
 // New prepares the driver; nothing is made yet.
-func New(d driver.Deps, _ Config) (*Storage, error) {
-	if !filepath.IsAbs(d.State) {
-		return nil, errs.New(errs.Invalid, "state directory must be absolute")
+func New(d driver.Deps, c Config) (*Storage, error) {
+	root := c.Path
+	if root == "" {
+		root = filepath.Join(d.State, "v")
 	}
-	if d.Log == nil {
-		d.Log = slog.New(slog.DiscardHandler)
+	if !filepath.IsAbs(root) {
+		return nil, errs.InvalidFields("driver dir", []errs.Field{{Field: "path", Value: root, Rule: "must be absolute", Example: "/srv/volumes"}})
 	}
-	return &Storage{root: filepath.Join(d.State, "v"), log: d.Log}, nil
+	return &Storage{root: root}, nil
 }
 
 // Probe makes the directory and tells how sizes are enforced.
@@ -148,7 +150,7 @@ func (s *Storage) Observe(context.Context) ([]string, error) {
 }
 
 // Remove deletes the volume. It gets another name first, so that a removal that is
-// interrupted never leaves half a volume under its own; Probe and the next Remove finish it.
+// interrupted leaves nothing that looks like a volume; the next one of that name finishes it.
 func (s *Storage) Remove(_ context.Context, tenant, name string) error {
 	p, err := s.path(tenant, name)
 	if err != nil {
@@ -156,17 +158,16 @@ func (s *Storage) Remove(_ context.Context, tenant, name string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	gone := p + ".removed"
-	if err := os.Rename(p, gone); err != nil && !errors.Is(err, os.ErrNotExist) {
-		if err := os.RemoveAll(gone); err != nil {
-			return fmt.Errorf("volume %s/%s: %w", tenant, name, err)
-		}
-		if err := os.Rename(p, gone); err != nil {
-			return fmt.Errorf("volume %s/%s: %w", tenant, name, err)
-		}
+	gone := filepath.Join(filepath.Dir(p), ".gone-"+name)
+	err = os.RemoveAll(gone)
+	if err == nil {
+		err = os.Rename(p, gone)
 	}
-	if err := os.RemoveAll(gone); err != nil {
-		return fmt.Errorf("volume %s/%s: %w", tenant, name, err)
+	if err == nil {
+		err = os.RemoveAll(gone)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return errs.New(errs.Unavailable, "remove volume %s/%s: %w", tenant, name, err)
 	}
 	_ = os.Remove(filepath.Dir(p)) // the tenant's directory, when it is empty
 	return nil
