@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"atoll/internal/driver"
@@ -47,13 +48,15 @@ func (r *Runtime) Attach(ctx context.Context, id string, st driver.Stream) error
 		return fmt.Errorf("attach to %s: %w", id, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	fed := make(chan error, 1)
 	if st.In != nil {
 		go func() { fed <- feed(conn, st.In) }()
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- p.Wait(ctx) }()
+	var wg sync.WaitGroup
+	defer wg.Wait() // before the handle is closed
+	defer cancel()
+	wg.Go(func() { ended <- p.Wait(ctx) })
 	err = r.serveAttach(ctx, id, st, fed, ended)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("attach to %s: %w", id, err)

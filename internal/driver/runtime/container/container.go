@@ -68,7 +68,8 @@ type Runtime struct {
 	conmons  map[string]int    // our children: ID -> PID
 	filters  map[string]string // seccomp: hash -> base64
 	sessions map[string]bool   // commands in progress, by directory
-	changed  chan struct{}     // closed when an exit was made up or an instance removed
+	tailers  map[*tailer]os.FileInfo
+	changed  chan struct{} // closed when an exit was made up or an instance removed
 }
 
 // environment is what the host offers, found once.
@@ -101,7 +102,7 @@ func New(d driver.Deps, c Config) (*Runtime, error) {
 		d.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Runtime{deps: d, cfg: c, clk: d.Clock, log: d.Log, keys: keys{m: map[string]*key{}}, records: map[string]*record{},
-		reported: map[string]string{}, conmons: map[string]int{}, filters: map[string]string{}, sessions: map[string]bool{}, changed: make(chan struct{})}, nil
+		reported: map[string]string{}, conmons: map[string]int{}, filters: map[string]string{}, sessions: map[string]bool{}, tailers: map[*tailer]os.FileInfo{}, changed: make(chan struct{})}, nil
 }
 
 // maxLayers is how many layers an image may have: the overlay's own bound is 500.

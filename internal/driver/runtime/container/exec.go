@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"atoll/api"
+	"atoll/internal/clock"
 	"atoll/internal/driver"
 	"atoll/internal/errs"
 	"atoll/internal/sys/mount"
@@ -224,10 +225,12 @@ func (s *session) kill(e *environment) {
 			}
 		}
 		killFromFile(e, filepath.Join(s.dir, "pid"), s.rec.Cgroup)
+		look := clock.Real{}.NewTimer(20 * time.Millisecond) // real processes end in real time
 		select {
 		case <-s.done:
+			look.Stop()
 			return
-		case <-time.After(20 * time.Millisecond):
+		case <-look.C:
 		}
 		// Without a child it has not started one yet, or hangs: it must not start one later.
 		if len(proc.Children(s.cmd.Process.Pid)) == 0 {

@@ -20,8 +20,9 @@ import (
 // maxLine bounds a line of the log: conmon reads pieces of 8 KiB.
 const maxLine = 64 << 10
 
-// Logs writes the output of the first process. A follower opens every new log file as soon
-// as it appears, so that a rotation takes nothing from it that it has not read.
+// Logs writes the output of the first process. A rotation waits for followers, so that it takes nothing
+// from them that they have not read; only one that is further behind than conmon's own bound
+// (see hardLog) loses the oldest lines.
 func (r *Runtime) Logs(ctx context.Context, id string, req api.LogRequest, st driver.Stream) error {
 	e, err := r.setup()
 	if err != nil {
@@ -40,10 +41,10 @@ func (r *Runtime) Logs(ctx context.Context, id string, req api.LogRequest, st dr
 		}
 		defer t.watch.Close()
 	}
+	defer t.close()
 	if err := t.past(); err != nil {
 		return fmt.Errorf("logs of %s: %w", id, err)
 	}
-	defer t.close()
 	if err := t.follow(ctx); err != nil {
 		return fmt.Errorf("logs of %s: %w", id, err)
 	}
@@ -64,9 +65,39 @@ type tailer struct {
 }
 
 func (t *tailer) close() {
+	t.at(nil)
 	if t.cur != nil {
 		_ = t.cur.Close()
 	}
+}
+
+// at notes which file a follower reads, for rotate; nil: it reads no more.
+func (t *tailer) at(f *os.File) {
+	if !t.req.Follow {
+		return
+	}
+	t.r.mu.Lock()
+	defer t.r.mu.Unlock()
+	if f == nil {
+		delete(t.r.tailers, t)
+		return
+	}
+	if st, err := f.Stat(); err == nil {
+		t.r.tailers[t] = st
+	}
+}
+
+// behind reports whether a follower of the log reads an older file than st. It would
+// lose lines if the files moved on once more.
+func (r *Runtime) behind(id string, st os.FileInfo) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for t, at := range r.tailers {
+		if t.id == id && !os.SameFile(at, st) {
+			return true
+		}
+	}
+	return false
 }
 
 // rotated lists older files, oldest first.
@@ -89,6 +120,9 @@ func (t *tailer) past() error {
 		return err
 	}
 	t.cur = cur
+	if cur != nil {
+		t.at(cur)
+	}
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -251,6 +285,7 @@ func (t *tailer) catchUp() error {
 			err = errors.Join(err, t.read(f), f.Close())
 		}
 		t.rest, t.cur = nil, next
+		t.at(next)
 		if err != nil {
 			return err
 		}
@@ -359,6 +394,9 @@ func (r *Runtime) rotate(rec *record) error {
 	st, err := os.Stat(path)
 	if err != nil || st.Size() < rec.LogSize || exists(r.run("exit", rec.ID)) {
 		return nil //nolint:nilerr // no log, nothing to do
+	}
+	if r.behind(rec.ID, st) {
+		return nil // the next time; conmon's own bound holds meanwhile
 	}
 	if err := os.Remove(path + "." + strconv.Itoa(max(rec.LogFiles-1, 1))); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

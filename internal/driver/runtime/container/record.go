@@ -209,12 +209,3 @@ func readPid(path string) int {
 }
 
 func notHere(id string) error { return errs.New(errs.NotFound, "instance %s is not on this node", id) }
-
-// timeOf is the modification time of a file; zero when there is none.
-func timeOf(path string) time.Time {
-	st, err := os.Stat(path)
-	if err != nil {
-		return time.Time{}
-	}
-	return st.ModTime()
-}
