@@ -126,6 +126,9 @@ func load(t *testing.T) []pkg {
 func floorOf(path string) (int, bool) {
 	best, floor, ok := -1, 0, false
 	for pat, f := range floors {
+		if pat == path {
+			return f, true
+		}
 		if covers(pat, path) && len(pat) > best {
 			best, floor, ok = len(pat), f, true
 		}

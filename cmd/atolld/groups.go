@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"os"
 	"strings"
@@ -15,8 +14,6 @@ import (
 // groups gives the agent the host's cgroups.
 type groups struct{ host *cgroup.Host }
 
-const removeGroupTimeout = 2 * time.Second // processes that were killed leave their group soon
-
 // Ensure translates a share into limits.
 func (g groups) Ensure(path string, s agent.Share) ([]string, error) {
 	return g.host.Ensure(path, cgroup.Limits{
@@ -26,12 +23,8 @@ func (g groups) Ensure(path string, s agent.Share) ([]string, error) {
 	})
 }
 
-// Remove removes a group and what is empty inside.
-func (g groups) Remove(path string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), removeGroupTimeout)
-	defer cancel()
-	return g.host.Remove(ctx, path)
-}
+// Remove removes a group that nothing is in.
+func (g groups) Remove(path string) error { return g.host.RemoveEmpty(path) }
 
 // List gives the tenants' groups below root, each before the ones inside it.
 func (g groups) List(root string) ([]string, error) {

@@ -19,10 +19,7 @@ type Share struct {
 	IOBytes   int64 // bytes per second on the node's disk
 }
 
-const (
-	weightMost = 10000
-	weightRoot = 10000 // Atoll's whole tree against the host's own processes; the reserve is the host's by its own weight
-)
+const weightMost = 10000
 
 // shares divides a node between its tenants. The rule, on every level of the tree:
 // a tenant deserves its guarantee and a part of what nobody was promised, by

@@ -111,10 +111,17 @@ func (a *Agent) writeGroup(tenant string, sh Share) error {
 	return nil
 }
 
-// rootShare bounds Atoll's whole tree: the reserve stays the host's.
+// rootShare bounds Atoll's whole tree: the reserve stays the host's. Processes of the
+// host compete with the tree by the kernel's default weight, so the tree's is as much
+// larger as its part of the host is; one busy process of the host gets the reserve.
 func (a *Agent) rootShare(st api.NodeStatus) Share {
-	return Share{Weight: weightRoot, IOWeight: weightRoot, MemoryMax: st.Allocatable[api.Memory]}
+	reserve := max(st.Capacity[api.CPU]-st.Allocatable[api.CPU], 1)
+	w := clampWeight(defaultKernelWeight * st.Allocatable[api.CPU] / reserve)
+	return Share{Weight: w, IOWeight: w, MemoryMax: st.Allocatable[api.Memory]}
 }
+
+// defaultKernelWeight is what a process outside of all groups has, as a cgroup v2 weight.
+const defaultKernelWeight = 100
 
 // upkeep is the controller of what must be done from time to time.
 type upkeep struct {

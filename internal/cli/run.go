@@ -138,6 +138,9 @@ func (o *runOptions) attached(ctx context.Context, c *call, p *placing, keys []b
 	if err != nil && !errors.Is(err, errDetached) {
 		return p.failed(ctx, c.finish(code, err, api.RefOf(p.in)))
 	}
+	if err == nil && o.rm {
+		c.seeOff(ctx, p.in)
+	}
 	return c.finish(code, err, api.RefOf(p.in))
 }
 
@@ -180,6 +183,14 @@ func (c *call) discard(in *api.Instance) error {
 		return nil
 	}
 	return err
+}
+
+// seeOff waits until an instance that removes itself is gone, so that its share and
+// its name are free for the next command. It is no error when that takes longer.
+func (c *call) seeOff(ctx context.Context, in *api.Instance) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	_ = c.waitGone(ctx, api.RefOf(in), in.UID) // the server removes it all the same
 }
 
 var errAborted = errors.New("aborted before it ran")

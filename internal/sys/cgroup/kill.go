@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"atoll/internal/clock"
 )
 
 // Pids lists the processes directly in the group, of whatever hierarchy knows any.
@@ -121,10 +123,9 @@ func (h *Host) Remove(ctx context.Context, path string) error {
 		} else {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("remove cgroup %s: %w", path, errors.Join(ctx.Err(), err))
-		case <-time.After(pause):
+		// Real processes are waited for, so the clock is the real one, too.
+		if cerr := (clock.Real{}).Sleep(ctx, pause); cerr != nil {
+			return fmt.Errorf("remove cgroup %s: %w", path, errors.Join(cerr, err))
 		}
 		pause = min(pause*2, 50*time.Millisecond)
 	}
