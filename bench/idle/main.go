@@ -19,7 +19,7 @@ import (
 func main() {
 	lib.Enter()
 	window := flag.Duration("window", 20*time.Second, "how long idleness is watched")
-	n := flag.Int("n", 10, "idle containers")
+	n := flag.Int("n", 50, "idle containers")
 	starts := flag.Int("starts", 10, "cold starts")
 	flag.Parse()
 	lib.WithPool(func(ctx context.Context, p *rig.Pool) error { return measure(ctx, p, *window, *n, *starts) })

@@ -259,7 +259,8 @@ func (c *Crun) Bundle(name string, argv ...string) (string, error) {
 }
 
 // Enter re-executes the bench in a mount namespace where bare crun can work: on
-// hybrid hosts crun refuses the v2 tree, so it is unmounted there. Pools of the
+// hybrid hosts crun refuses the v2 tree, so it is unmounted there, and what crun
+// then writes in its place goes to a tmpfs. Pools of the
 // bench run in the namespace it came from. Call it first in main.
 func Enter() {
 	b, err := os.ReadFile("/sys/fs/cgroup/unified/cgroup.controllers")
@@ -270,7 +271,7 @@ func Enter() {
 	if err != nil {
 		Fatal(err)
 	}
-	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation", "private", "sh", "-c", `umount /sys/fs/cgroup/unified && exec "$0" "$@"`, self}, os.Args[1:]...)...)
+	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation", "private", "sh", "-c", `umount /sys/fs/cgroup/unified && mount -t tmpfs none /sys/fs/cgroup/unified && exec "$0" "$@"`, self}, os.Args[1:]...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=/proc/%d/ns/mnt", rig.MountsVar, os.Getpid()))
 	signal.Ignore(os.Interrupt) // the child cleans up

@@ -20,8 +20,8 @@ import (
 
 func main() {
 	lib.Enter()
-	span := flag.Duration("time", 6*time.Second, "how long each is measured")
-	rounds := flag.Int("rounds", 3, "rounds")
+	span := flag.Duration("time", 3*time.Second, "how long each is measured")
+	rounds := flag.Int("rounds", 5, "rounds")
 	flag.Parse()
 	if runtime.NumCPU() < 2 {
 		lib.Fatal(fmt.Errorf("needs at least two cores"))
@@ -57,22 +57,6 @@ func measure(p *rig.Pool, span time.Duration, rounds int) error {
 	}
 	halves := func() (float64, error) { return both(work) }
 
-	var alone, alone2, against, against2 []float64
-	for r := range rounds {
-		for _, m := range []struct {
-			into *[]float64
-			fn   func() (float64, error)
-		}{
-			{&alone, func() (float64, error) { return work(fmt.Sprint("w", r), "--cpu", "1") }},
-			{&alone2, halves},
-		} {
-			v, err := m.fn()
-			if err != nil {
-				return err
-			}
-			*m.into = append(*m.into, v)
-		}
-	}
 	idle, err := rest(p, span) // what B could have at most: everything nobody uses
 	if err != nil {
 		return err
@@ -84,16 +68,28 @@ func measure(p *rig.Pool, span time.Duration, rounds int) error {
 	if err != nil {
 		return err
 	}
+	// Machines are noisy: alone and against take turns, B being frozen for the one.
+	var alone, alone2, against, against2 []float64
 	for r := range rounds {
-		v, err := work(fmt.Sprint("x", r), "--cpu", "1")
-		if err != nil {
-			return err
+		for _, m := range []struct {
+			frozen bool
+			into   *[]float64
+			fn     func() (float64, error)
+		}{
+			{true, &alone, func() (float64, error) { return work(fmt.Sprint("w", r), "--cpu", "1") }},
+			{false, &against, func() (float64, error) { return work(fmt.Sprint("x", r), "--cpu", "1") }},
+			{true, &alone2, halves},
+			{false, &against2, halves},
+		} {
+			if err := freeze(p, "b", m.frozen); err != nil {
+				return err
+			}
+			v, err := m.fn()
+			if err != nil {
+				return err
+			}
+			*m.into = append(*m.into, v)
 		}
-		against = append(against, v)
-		if v, err = halves(); err != nil {
-			return err
-		}
-		against2 = append(against2, v)
 	}
 	a1, a2 := lib.Middle(against)/lib.Middle(alone), lib.Middle(against2)/lib.Middle(alone2)
 	b := bAlone / idle
@@ -108,6 +104,18 @@ func measure(p *rig.Pool, span time.Duration, rounds int) error {
 	lib.JSON(map[string]any{"bench": "share", "a_ratio": lib.Round(min(a1, a2), 3), "a_ratio_one": lib.Round(a1, 3), "a_ratio_two": lib.Round(a2, 3),
 		"b_ratio": lib.Round(b, 3), "oom_in_a": oom})
 	return nil
+}
+
+// freeze stops or thaws everything of a tenant, behind the pool's back.
+func freeze(p *rig.Pool, tenant string, on bool) error {
+	if _, err := os.Stat("/sys/fs/cgroup/freezer"); err == nil {
+		state := "THAWED"
+		if on {
+			state = "FROZEN"
+		}
+		return os.WriteFile("/sys/fs/cgroup/freezer/"+p.Group+"/"+tenant+".t/freezer.state", []byte(state), 0)
+	}
+	return os.WriteFile("/sys/fs/cgroup/"+p.Group+"/"+tenant+".t/cgroup.freeze", fmt.Appendf(nil, "%d", map[bool]int{true: 1}[on]), 0)
 }
 
 // both runs two workers of half a core at once and adds their work.

@@ -12,6 +12,7 @@ import (
 	"atoll/internal/driver"
 	"atoll/internal/errs"
 	"atoll/internal/sys/cgroup"
+	"atoll/internal/sys/mount"
 )
 
 // runDown removes what Atoll put on the host. It needs no store: drivers find what
@@ -57,8 +58,13 @@ func runDown(ctx context.Context, args []string) error {
 	}
 	gctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if err := cg.Remove(gctx, c.Group); err != nil {
-		return fmt.Errorf("remove the resource groups: %w", err)
+	for _, g := range []string{c.Group, daemonGroup(c)} {
+		if err := cg.Remove(gctx, g); err != nil {
+			return fmt.Errorf("remove the resource groups: %w", err)
+		}
+	}
+	if err := mount.Detach(c.Run); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(c.Run); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 	"atoll/internal/store/etcdstore"
 	"atoll/internal/store/quota"
 	"atoll/internal/sys/cgroup"
+	"atoll/internal/sys/mount"
 	"atoll/internal/tunnel"
 )
 
@@ -84,6 +86,9 @@ func runUp(ctx context.Context, args []string) error {
 	if err := bootstrap(gctx, st, clk, imgs); err != nil {
 		return errors.Join(err, g.Wait())
 	}
+	if err := settleIn(c); err != nil {
+		log.Warn("the daemon shares the CPU with everything else on the host", "error", err)
+	}
 	hub := tunnel.NewHub()
 	a, rec, err := newAgent(c, st, imgs, clk, log)
 	if err != nil {
@@ -123,6 +128,31 @@ func runUp(ctx context.Context, args []string) error {
 	return err
 }
 
+// settleIn gives the daemon a group of its own beside the tenants', so that it answers
+// however busy they are. Where a service manager has put it into a group already, its
+// unit says the same.
+func settleIn(c config) error {
+	cg, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return err
+	}
+	for _, line := range strings.Split(string(own), "\n") {
+		if strings.Contains(line, ":cpu:") && !strings.HasSuffix(line, ":/") || strings.HasPrefix(line, "0::") && cg.Mode == cgroup.V2 && line != "0::/" {
+			return nil
+		}
+	}
+	if _, err := cg.Ensure(daemonGroup(c), cgroup.Limits{CPUWeight: 10000, IOWeight: 10000}); err != nil {
+		return err
+	}
+	return cg.Join(daemonGroup(c), os.Getpid())
+}
+
+func daemonGroup(c config) string { return c.Group + "-daemon" }
+
 // audit writes a line per call that changed something or was refused; the
 // tamper-evident log will take the same records.
 func audit(log *slog.Logger) func(server.Record) {
@@ -134,11 +164,22 @@ func audit(log *slog.Logger) func(server.Record) {
 	}
 }
 
+// runSize bounds what is kept in memory: some kilobytes an instance.
+const runSize = 256 << 20
+
 // prepareDirs makes the directories and keeps a second daemon away.
 func prepareDirs(c config) (unlock func(), err error) {
 	for dir, mode := range map[string]os.FileMode{c.State: 0o711, c.Run: 0o755} {
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return nil, errs.New(errs.Unavailable, "make %s: %w", dir, err)
+		}
+	}
+	// Where /run is on disk, starts would wait for that disk.
+	if in, err := mount.InMemory(c.Run); err != nil {
+		return nil, errs.New(errs.Unavailable, "%w", err)
+	} else if !in {
+		if err := mount.Tmpfs(c.Run, runSize, 0o755); err != nil {
+			return nil, errs.New(errs.Unavailable, "%w", err)
 		}
 	}
 	lock, err := os.OpenFile(filepath.Join(c.Run, "atolld.lock"), os.O_CREATE|os.O_RDWR, 0o600)

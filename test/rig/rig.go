@@ -79,7 +79,7 @@ func New(bin string, flags ...string) (*Pool, error) {
 		return nil, err
 	}
 	name := strings.TrimPrefix(filepath.Base(dir), "atoll-rig-")
-	p := &Pool{Bin: bin, Dir: dir, Run: "/run/atr" + name, Group: "atollrig" + name, Log: filepath.Join(dir, "atolld.log"), Flags: flags}
+	p := &Pool{Bin: bin, Dir: dir, Run: "/dev/shm/atr" + name, Group: "atollrig" + name, Log: filepath.Join(dir, "atolld.log"), Flags: flags}
 	p.Socket = filepath.Join(p.Run, "atoll.sock")
 	// The namespace outlives the daemon, as a host outlives it.
 	p.keep = exec.Command("sleep", "infinity")
