@@ -102,7 +102,8 @@ func (i *images) Here() []string {
 		if info.Scope == scopeShared {
 			key = info.Name()
 		}
-		for _, k := range []string{key, info.Digest} {
+		// People leave ":latest" out.
+		for _, k := range []string{key, strings.TrimSuffix(key, ":latest"), info.Digest} {
 			if !seen[k] {
 				seen[k] = true
 				out = append(out, k)
