@@ -21,6 +21,7 @@ import (
 
 type imageOptions struct {
 	node, platform, authFile, format string
+	exportFormat                     string // its default differs, so it is not format
 	shared, quiet, force             bool
 	env                              []string
 	cmd                              string
@@ -62,7 +63,7 @@ func imageVerb() Verb {
 			{Use: "export REFERENCE FILE|-", Min: 2, Max: 2, Short: "Write an image to a tar", Example: "  atoll image export app:1 app.tar\n  atoll image export app:1 - --format docker | docker load",
 				Flags: func(fs *pflag.FlagSet) {
 					o.place(fs)
-					fs.StringVar(&o.format, "format", "oci", "oci or docker")
+					fs.StringVar(&o.exportFormat, "format", "oci", "oci or docker")
 					fs.BoolVar(&o.force, "force", false, "replace a file that is there")
 				}, Run: o.export, Complete: completeImages},
 			{Use: "push REFERENCE", Min: 1, Max: 1, Short: "Send an image to its registry", Example: "  atoll image push registry.example.com/team/app:1.4 --auth-file reg.auth",
@@ -204,7 +205,7 @@ func (o *imageOptions) importFile(ctx context.Context, c *call) error {
 }
 
 func (o *imageOptions) export(ctx context.Context, c *call) error {
-	req := api.ImageRequest{Verb: "export", Reference: c.args[0], Format: o.format}
+	req := api.ImageRequest{Verb: "export", Reference: c.args[0], Format: o.exportFormat}
 	path := c.args[1]
 	if path == "-" {
 		if c.Term.OutIs() {

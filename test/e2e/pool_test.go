@@ -231,6 +231,7 @@ func TestTour(t *testing.T) {
 		fetch(t, p)
 	})
 	t.Run("live limits", func(t *testing.T) { limits(t, p) })
+	t.Run("images", func(t *testing.T) { images(t, p) })
 	t.Run("delete", func(t *testing.T) {
 		do(t, p, "delete", "instance/web", "--now")
 		eventually(t, "traces of instances", func() (bool, string) { l := inside(p); return len(l) == 0, strings.Join(l, "\n") })
@@ -286,6 +287,37 @@ func fetch(t *testing.T, p *rig.Pool) {
 		out, err := p.Host("timeout", "3", "bash", "-c", `exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && cat <&3`).CombinedOutput()
 		return err == nil && strings.Contains(string(out), "200 OK"), fmt.Sprint(err, string(out))
 	})
+}
+
+// images takes an image out of the pool and back in, by every format people have.
+func images(t *testing.T, p *rig.Pool) {
+	dir := t.TempDir()
+	rootfs := filepath.Join(dir, "rootfs.tar")
+	if err := os.MkdirAll(filepath.Join(dir, "r", "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	bb, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "r", "bin", "echo"), bb, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("tar", "cf", rootfs, "-C", filepath.Join(dir, "r"), ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	do(t, p, "image", "import", rootfs, "mini:1")
+	for _, format := range []string{"oci", "docker"} {
+		tar := filepath.Join(dir, format+".tar")
+		do(t, p, "image", "export", "mini:1", tar, "--format", format)
+		do(t, p, "image", "import", tar, "again:"+format)
+		if out := do(t, p, "run", "--rm", "--network", "none", "again:"+format, "/bin/echo", format); out != format+"\n" {
+			t.Errorf("%s: %q", format, out)
+		}
+	}
+	if out := do(t, p, "image", "list"); !strings.Contains(out, "again:docker") {
+		t.Errorf("list: %q", out)
+	}
 }
 
 // limits changes the ceiling of what runs and sees it in force.
