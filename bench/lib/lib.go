@@ -229,6 +229,9 @@ func NewCrun() (*Crun, error) {
 // Close removes the files.
 func (c *Crun) Close() error { return os.RemoveAll(c.dir) }
 
+// Path is a place in the directory that goes with Close.
+func (c *Crun) Path(name string) string { return filepath.Join(c.dir, name) }
+
 // Bundle writes a bundle as crun itself would (crun spec), running argv without a terminal.
 func (c *Crun) Bundle(name string, argv ...string) (string, error) {
 	dir := filepath.Join(c.dir, name)
