@@ -21,6 +21,12 @@ import (
 // start gives a running pool with the tenant demo; the test ends with everything gone.
 func start(t *testing.T, flags ...string) *rig.Pool {
 	t.Helper()
+	return startAfter(t, func(*rig.Pool) {}, flags...)
+}
+
+// startAfter prepares the pool's host before its daemon starts.
+func startAfter(t *testing.T, before func(*rig.Pool), flags ...string) *rig.Pool {
+	t.Helper()
 	if m := rig.Missing(); m != "" {
 		t.Skipf("a real pool needs %s", m)
 	}
@@ -45,6 +51,7 @@ func start(t *testing.T, flags ...string) *rig.Pool {
 			t.Errorf("left behind after down:\n  %s", strings.Join(left, "\n  "))
 		}
 	})
+	before(p)
 	up(t, p)
 	do(t, p, "tenant", "create", "demo", "--guarantee", "cpu=500m,memory=256Mi", "--limit", "instances=500")
 	return p
