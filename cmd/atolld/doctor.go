@@ -26,7 +26,7 @@ func runDoctor(ctx context.Context, args []string) error {
 		}
 	}
 	if format == "json" {
-		return json.NewEncoder(os.Stdout).Encode(findings(checks))
+		return json.NewEncoder(os.Stdout).Encode(checks)
 	}
 	for _, k := range checks {
 		mark := "ok"
@@ -42,30 +42,4 @@ func runDoctor(ctx context.Context, args []string) error {
 		return errs.New(errs.Unsupported, "%d things keep Atoll from working on this host", failed)
 	}
 	return nil
-}
-
-// finding is a check as 'atoll doctor' reads it.
-type finding struct {
-	Name    string `json:"name"`
-	Status  string `json:"status"` // ok, warn, fail
-	Message string `json:"message"`
-	Hint    string `json:"hint,omitempty"`
-}
-
-func findings(checks []host.Check) []finding {
-	out := make([]finding, 0, len(checks))
-	for _, k := range checks {
-		f := finding{Name: k.Name, Status: "ok", Message: k.Detail}
-		if !k.OK {
-			f.Hint = k.Fix
-			switch k.Severity {
-			case host.Failure:
-				f.Status = "fail"
-			case host.Warning:
-				f.Status = "warn"
-			}
-		}
-		out = append(out, f)
-	}
-	return out
 }

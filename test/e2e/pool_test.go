@@ -195,7 +195,7 @@ func inside(p *rig.Pool) []string {
 }
 
 func TestTour(t *testing.T) {
-	p := start(t)
+	p := start(t, "--listen", "127.0.0.1:17443")
 	t.Run("hello", func(t *testing.T) {
 		if out := do(t, p, "run", "--rm", "busybox", "echo", "hi"); out != "hi\n" {
 			t.Fatalf("got %q", out)
@@ -238,6 +238,13 @@ func TestTour(t *testing.T) {
 		fetch(t, p)
 	})
 	t.Run("live limits", func(t *testing.T) { limits(t, p) })
+	t.Run("doctor", func(t *testing.T) {
+		o, _, _ := ends(t, p, "", "doctor")
+		if !strings.Contains(o, "overlayfs") || !strings.Contains(o, "image layers are shared") {
+			t.Errorf("doctor: %q", o)
+		}
+	})
+	t.Run("token", func(t *testing.T) { token(t, p) })
 	t.Run("images", func(t *testing.T) { images(t, p) })
 	t.Run("delete", func(t *testing.T) {
 		do(t, p, "delete", "instance/web", "--now")
@@ -294,6 +301,45 @@ func fetch(t *testing.T, p *rig.Pool) {
 		out, err := p.Host("timeout", "3", "bash", "-c", `exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && cat <&3`).CombinedOutput()
 		return err == nil && strings.Contains(string(out), "200 OK"), fmt.Sprint(err, string(out))
 	})
+}
+
+// token calls the API over TLS as somebody who may only look.
+func token(t *testing.T, p *rig.Pool) {
+	do(t, p, "user", "create", "bot")
+	do(t, p, "user", "bind", "bot", "viewer", "--in", "demo")
+	secret := ""
+	for _, f := range strings.Fields(do(t, p, "token", "create", "t1", "--user", "bot")) {
+		if strings.HasPrefix(f, "atoll_t1_") {
+			secret = f
+		}
+	}
+	if secret == "" {
+		t.Fatal("no secret was shown")
+	}
+	b, err := os.ReadFile(p.Log)
+	if err != nil || strings.Contains(string(b), secret) {
+		t.Fatalf("the secret is in the log (or there is none: %v)", err)
+	}
+	call := func(env []string, args ...string) (string, error) {
+		cmd := p.Host(filepath.Join(p.Bin, "atoll"), args...)
+		cmd.Env = append(append(p.Env(), "ATOLL_SOCKET=", "ATOLL_SERVER=https://127.0.0.1:17443"), env...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	ca := "--ca-file=" + filepath.Join(p.Dir, "state", "pki", "ca.crt")
+	if out, err := call([]string{"ATOLL_TOKEN=" + secret}, "get", "instances", ca); err != nil || !strings.Contains(out, "web") {
+		t.Errorf("list: %v %s", err, out)
+	}
+	if out, err := call([]string{"ATOLL_TOKEN=" + secret}, "delete", "instance/web", "--now", ca); err == nil {
+		t.Errorf("a viewer deleted: %s", out)
+	}
+	if out, err := call([]string{"ATOLL_TOKEN=" + secret + "x"}, "get", "instances", ca); err == nil {
+		t.Errorf("a wrong secret was taken: %s", out)
+	}
+	do(t, p, "delete", "token/t1")
+	if out, err := call([]string{"ATOLL_TOKEN=" + secret}, "get", "instances", ca); err == nil {
+		t.Errorf("a revoked token was taken: %s", out)
+	}
 }
 
 // images takes an image out of the pool and back in, by every format people have.
