@@ -186,7 +186,7 @@ func prepareDirs(c config) (unlock func(), err error) {
 	if err != nil {
 		return nil, errs.New(errs.Unavailable, "make the lock: %w", err)
 	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := takeLock(lock); err != nil {
 		lock.Close()
 		return nil, errs.New(errs.Conflict, "another atolld runs with %s: %w", c.Run, err).WithHint("atoll version shows it; give another --run and --state to run a second one")
 	}
@@ -195,6 +195,19 @@ func prepareDirs(c config) (unlock func(), err error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return func() { os.Remove(pid); lock.Close() }, nil
+}
+
+// lockPatience covers the moment in which a child of a killed daemon, started but not
+// yet replaced by its program, still holds what the daemon held.
+const lockPatience = 3 * time.Second
+
+func takeLock(f *os.File) error {
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(20 * time.Millisecond) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil || !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 func openStore(ctx context.Context, c config, clk clock.Clock, log *slog.Logger) (*etcdstore.Store, error) {

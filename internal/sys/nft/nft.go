@@ -240,8 +240,8 @@ func (t *Table) Fresh() (bool, error) {
 	return gen == t.gen, err
 }
 
-// placeholder has our names, for looking when no configuration was given yet.
-func placeholder() (*ruleset, error) {
+// blank has our names, for looking when no configuration was given yet.
+func blank() (*ruleset, error) {
 	return build(Config{Bridge: "x", PortPrefix: "x", Subnet: netip.MustParsePrefix("10.0.0.0/8"), Gateway: netip.MustParseAddr("10.0.0.1")})
 }
 
@@ -253,7 +253,7 @@ func (t *Table) look() error {
 	if err := t.open(); err != nil {
 		return err
 	}
-	r, err := placeholder()
+	r, err := blank()
 	if err != nil {
 		return err
 	}
@@ -510,7 +510,7 @@ func (t *Table) Unset(id string) error {
 		return err
 	}
 	if t.rules == nil {
-		r, err := placeholder()
+		r, err := blank()
 		if err != nil {
 			return err
 		}
@@ -620,7 +620,7 @@ func (t *Table) Observe() ([]string, error) {
 		return nil, err
 	}
 	if t.rules == nil {
-		r, err := placeholder()
+		r, err := blank()
 		if err != nil {
 			return nil, err
 		}
