@@ -89,12 +89,17 @@ func (e *Engine) Enqueue(controller string, ref api.Ref) {
 func (e *Engine) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for _, u := range e.units {
-		for _, sel := range u.Watches() {
-			wg.Go(func() { e.feed(ctx, u, sel) })
-		}
-		for range u.workers {
-			wg.Go(func() { e.work(ctx, u) })
-		}
+		wg.Go(func() {
+			// In the order of Watches, and all before the first call: a controller must not
+			// judge instances before it knows the nodes.
+			revs := e.prime(ctx, u)
+			for i, sel := range u.Watches() {
+				wg.Go(func() { e.feed(ctx, u, sel, revs[i]) })
+			}
+			for range u.workers {
+				wg.Go(func() { e.work(ctx, u) })
+			}
+		})
 	}
 	<-ctx.Done()
 	for _, u := range e.units {
@@ -104,21 +109,47 @@ func (e *Engine) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// feed enqueues everything chosen, first by List and then by Watch, for ever.
-func (e *Engine) feed(ctx context.Context, u *unit, sel api.Selector) {
-	pause := 50 * time.Millisecond
-	for ctx.Err() == nil {
-		objs, rev, err := e.store.List(ctx, sel)
-		if err == nil {
-			for _, o := range objs {
-				u.queue.add(api.RefOf(o))
+// listPause is the first pause after a store that did not answer.
+const listPause = 50 * time.Millisecond
+
+// prime enqueues everything there is, one selection after the other, and gives the
+// revisions it was read at.
+func (e *Engine) prime(ctx context.Context, u *unit) []int64 {
+	revs := make([]int64, len(u.Watches()))
+	for i, sel := range u.Watches() {
+		for pause := listPause; ctx.Err() == nil; pause = min(pause*2, 5*time.Second) {
+			rev, err := e.list(ctx, u, sel)
+			if err == nil {
+				revs[i] = rev
+				break
 			}
-			pause = 50 * time.Millisecond
-			err = e.store.Watch(ctx, sel, rev, func(ev store.Event) error {
-				u.queue.add(api.RefOf(ev.Object))
-				return nil
-			})
+			e.log.Warn("cannot list; trying again", "controller", u.Name(), "kind", string(sel.Kind), "error", err)
+			_ = e.clock.Sleep(ctx, pause) // only ends early with ctx, which the loop looks at
 		}
+	}
+	return revs
+}
+
+func (e *Engine) list(ctx context.Context, u *unit, sel api.Selector) (int64, error) {
+	objs, rev, err := e.store.List(ctx, sel)
+	if err != nil {
+		return 0, err
+	}
+	for _, o := range objs {
+		u.queue.add(api.RefOf(o))
+	}
+	return rev, nil
+}
+
+// feed enqueues every change after rev, for ever; when the watch breaks it lists anew.
+func (e *Engine) feed(ctx context.Context, u *unit, sel api.Selector, rev int64) {
+	pause := listPause
+	for ctx.Err() == nil {
+		err := e.store.Watch(ctx, sel, rev, func(ev store.Event) error {
+			u.queue.add(api.RefOf(ev.Object))
+			pause = listPause
+			return nil
+		})
 		if ctx.Err() != nil {
 			return
 		}
@@ -126,6 +157,9 @@ func (e *Engine) feed(ctx context.Context, u *unit, sel api.Selector) {
 			e.log.Warn("watch broken; trying again", "controller", u.Name(), "kind", string(sel.Kind), "error", err)
 			_ = e.clock.Sleep(ctx, pause) // only ends early with ctx, which the loop looks at
 			pause = min(pause*2, 5*time.Second)
+		}
+		if now, err := e.list(ctx, u, sel); err == nil {
+			rev = now
 		}
 	}
 }

@@ -216,6 +216,37 @@ func TestRunNeverWorksOnANameTwiceAtOnce(t *testing.T) {
 	})
 }
 
+// two watches two kinds and remembers which came first.
+type two struct{ probe }
+
+func (*two) Watches() []api.Selector {
+	return []api.Selector{{Kind: api.KindRole}, {Kind: api.KindUser}}
+}
+
+func TestRunListsInOrderBeforeTheFirstCall(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			m := store.NewMem()
+			put(t, m, "a-user")
+			if _, err := m.Commit(t.Context(), store.Set(&api.Role{Head: api.Head{K: api.KindRole, Meta: api.Meta{Name: "z-role"}}})); err != nil {
+				t.Fatal(err)
+			}
+			p := &two{}
+			e := New(m, clock.Real{}, quiet(), Events{})
+			e.Add(p, 1)
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() { done <- e.Run(ctx) }()
+			synctest.Wait()
+			cancel()
+			<-done
+			if got := p.seen(); len(got) != 2 || got[0] != "z-role" {
+				t.Fatalf("got %v", got)
+			}
+		})
+	}
+}
+
 func TestRecorderCountsRepeats(t *testing.T) {
 	m, clk := store.NewMem(), clock.NewManual(time.Unix(100, 0))
 	r := NewRecorder(m, clk, quiet(), "test")
