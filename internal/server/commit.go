@@ -188,7 +188,7 @@ func (c *call) commitSpecs(req CommitRequest) error {
 		if len(plan.ops) > 0 || len(req.Ops) == 0 {
 			var err error
 			rev, err = c.Store.Commit(c.r.Context(), plan.ops...)
-			if plan.loose && try < retries && (errs.KindOf(err) == errs.Conflict || errs.KindOf(err) == errs.Exists) && err != nil {
+			if plan.loose && c.again(err, try) {
 				continue
 			}
 			if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"time"
 
 	"atoll/api"
 	"atoll/internal/auth"
@@ -232,7 +233,7 @@ func (c *call) update(ref api.Ref, rev int64, change func(old api.Object) (api.O
 			return c.answer(http.StatusOK, old)
 		}
 		at, err := c.Store.Commit(c.r.Context(), store.Update(n))
-		if errors.Is(err, errs.Conflict) && rev == 0 && try < retries {
+		if rev == 0 && c.again(err, try) {
 			continue
 		}
 		if err != nil {
@@ -242,6 +243,15 @@ func (c *call) update(ref api.Ref, rev int64, change func(old api.Object) (api.O
 		c.learned(n, at)
 		return c.answer(http.StatusOK, n)
 	}
+}
+
+// again tells whether a write that named no revision is to be decided anew. It waits a
+// little longer each time: what is read may be a moment behind what refused the write.
+func (c *call) again(err error, try int) bool {
+	if !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.Exists) || try >= retries {
+		return false
+	}
+	return c.Clock.Sleep(c.r.Context(), time.Millisecond<<min(try, 6)) == nil
 }
 
 func stale(ref api.Ref, have, want int64) error {
@@ -268,7 +278,7 @@ func (c *call) remove() error {
 			return c.answer(status, old)
 		}
 		at, err := c.Store.Commit(c.r.Context(), *op)
-		if errors.Is(err, errs.Conflict) && rev == 0 && try < retries {
+		if rev == 0 && c.again(err, try) {
 			continue
 		}
 		if err != nil {
@@ -336,7 +346,7 @@ func (c *call) status() error {
 			return errs.New(errs.Unsupported, "a %s has no status", ref.Kind)
 		}
 		at, err := c.Store.Commit(c.r.Context(), store.Update(n))
-		if errors.Is(err, errs.Conflict) && rev == 0 && try < retries {
+		if rev == 0 && c.again(err, try) {
 			continue
 		}
 		if err != nil {
