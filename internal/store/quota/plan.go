@@ -70,18 +70,25 @@ func (p *plan) pin(op *store.Op, have int64) error {
 	return nil
 }
 
-func (p *plan) instance(ctx context.Context, op *store.Op) error {
-	was, found, err := before[*api.Instance](ctx, p.s, *op)
+// pinned reads what an op is about, nil when it is not there, and ties the op to what was read.
+func pinned[T api.Object](ctx context.Context, p *plan, op *store.Op) (T, error) {
+	var none T
+	was, found, err := before[T](ctx, p.s, *op)
 	if err != nil {
-		return err
+		return none, err
 	}
 	have := int64(0)
 	if found {
-		have = was.Revision
+		have = was.Metadata().Revision
 	} else {
-		was = nil
+		was = none
 	}
-	if err := p.pin(op, have); err != nil {
+	return was, p.pin(op, have)
+}
+
+func (p *plan) instance(ctx context.Context, op *store.Op) error {
+	was, err := pinned[*api.Instance](ctx, p, op)
+	if err != nil {
 		return err
 	}
 	var is *api.Instance
@@ -134,17 +141,8 @@ func (p *plan) tenant(ctx context.Context, op *store.Op, at int) error {
 	if err != nil {
 		return err
 	}
-	was, found, err := before[*api.Tenant](ctx, p.s, *op)
+	was, err := pinned[*api.Tenant](ctx, p, op)
 	if err != nil {
-		return err
-	}
-	have := int64(0)
-	if found {
-		have = was.Revision
-	} else {
-		was = nil
-	}
-	if err := p.pin(op, have); err != nil {
 		return err
 	}
 	o := &owner{was: was, opAt: at}
