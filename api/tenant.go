@@ -48,6 +48,9 @@ func (s TenantSpec) EffectiveWeight() int64 {
 // Validate checks amounts and weight.
 func (t *Tenant) Validate() []errs.Field {
 	var f []errs.Field
+	if t.Name == SharedTenant {
+		f = append(f, errs.Field{Field: "name", Value: t.Name, Rule: "is reserved for the images of every tenant", Example: t.Name + "-services"})
+	}
 	if p := ParentTenant(t.Name); t.Spec.Parent != "" && t.Spec.Parent != p {
 		f = append(f, errs.Field{Field: "spec.parent", Value: clip(t.Spec.Parent), Rule: fmt.Sprintf("must match the name: the parent of %s is %q", clip(t.Name), p), Example: p})
 	}

@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 
@@ -33,6 +32,9 @@ type images struct {
 
 // scopeShared is where images for every tenant live in the image store.
 const scopeShared = ""
+
+// builtinName is the image every node makes of its own static busybox.
+const builtinName = "busybox"
 
 func openImages(ctx context.Context, c config, clk clock.Clock, log *slog.Logger) (*images, error) {
 	st, err := image.Open(filepath.Join(c.State, "images"), image.Options{Clock: clk, Log: log, AuthFile: c.Registry.AuthFile,
@@ -59,14 +61,14 @@ func (i *images) builtin(ctx context.Context, path, sumFile string) error {
 	sum := sha256.Sum256(bin)
 	want := hex.EncodeToString(sum[:])
 	have, err := os.ReadFile(sumFile)
-	if _, rerr := i.store.Resolve(ctx, scopeShared, "busybox"); err == nil && rerr == nil && string(have) == want {
+	if _, rerr := i.store.Resolve(ctx, scopeShared, builtinName); err == nil && rerr == nil && string(have) == want {
 		return nil
 	}
 	var tar bytes.Buffer
 	if err := image.BusyboxRootfs(ctx, path, &tar); err != nil {
 		return err
 	}
-	_, err = i.store.Import(ctx, scopeShared, "busybox", &tar, image.ImportOptions{Format: "rootfs", Config: image.BusyboxConfig()})
+	_, err = i.store.Import(ctx, scopeShared, builtinName, &tar, image.ImportOptions{Format: "rootfs", Config: image.BusyboxConfig()})
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
@@ -74,23 +76,25 @@ func (i *images) builtin(ctx context.Context, path, sumFile string) error {
 }
 
 // Root implements agent.Images.
-func (i *images) Root(ctx context.Context, tenant, ref, pull string, progress func(api.Progress)) (driver.Image, error) {
+func (i *images) Root(ctx context.Context, tenant, ref, pull string, progress func(api.Progress)) (driver.Image, *api.Image, error) {
 	info, err := i.store.Resolve(ctx, tenant, ref)
+	var fetched *api.Image
 	switch {
 	case pull == "always", pull != "never" && errors.Is(err, errs.NotFound):
 		if info, err = i.store.Pull(ctx, tenant, ref, image.PullOptions{Progress: progress}); err != nil {
-			return driver.Image{}, fmt.Errorf("image %s: %w", ref, err)
+			return driver.Image{}, nil, fmt.Errorf("image %s: %w", ref, err)
 		}
+		fetched = i.object(info)
 	case err != nil:
-		return driver.Image{}, err
+		return driver.Image{}, nil, err
 	}
 	root, err := i.store.Unpack(ctx, info.Digest)
 	if err != nil {
-		return driver.Image{}, fmt.Errorf("image %s: %w", ref, err)
+		return driver.Image{}, nil, fmt.Errorf("image %s: %w", ref, err)
 	}
 	c := root.Config
 	return driver.Image{Digest: root.Digest, Layers: root.Layers, Config: driver.ImageConfig{Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env,
-		WorkingDir: c.WorkingDir, User: c.User, StopSignal: c.StopSignal, Volumes: c.Volumes, ExposedPorts: c.ExposedPorts}}, nil
+		WorkingDir: c.WorkingDir, User: c.User, StopSignal: c.StopSignal, Volumes: c.Volumes, ExposedPorts: c.ExposedPorts}}, fetched, nil
 }
 
 // Here implements agent.Images.
@@ -134,47 +138,98 @@ func (i *images) Handle(ctx context.Context, req api.ImageRequest, st agent.Imag
 		if err != nil {
 			return err
 		}
-		return i.publish(ctx, req, info, st)
+		return st.Commit(ctx, i.object(info))
 	case "import":
 		info, err := i.store.Import(ctx, scope, req.Reference, &pieces{next: st.In}, image.ImportOptions{Format: req.Format,
 			Config: image.Config{Cmd: req.Cmd, Env: req.Env}, Progress: st.Progress})
 		if err != nil {
 			return err
 		}
-		return i.publish(ctx, req, info, st)
+		return st.Commit(ctx, i.object(info))
 	case "export":
 		return i.store.Export(ctx, scope, req.Reference, req.Format, writer(st.Out))
 	case "push":
 		return i.store.Push(ctx, scope, req.Reference, req.Destination, req.Auth, st.Progress)
-	case "remove":
-		return i.store.Remove(ctx, scope, req.Reference)
-	case "tag":
-		_, err := i.store.Tag(ctx, scope, req.Reference, req.Destination)
-		return err
 	}
 	return errs.New(errs.Unsupported, "image %s is not something this node does", req.Verb)
 }
 
-// publish makes the image known in the pool under a name that is a DNS label.
-func (i *images) publish(ctx context.Context, req api.ImageRequest, info image.Info, st agent.ImageStream) error {
+// object is the Image that a name on this node should be in the pool. The built-in
+// one is not pinned: every node's may differ.
+func (i *images) object(info image.Info) *api.Image {
 	now := i.clock.Now().UTC()
-	return st.Commit(ctx, &api.Image{
-		Head:   api.Head{K: api.KindImage, Meta: api.Meta{Name: imageName(info.Name()), Tenant: req.Tenant, UID: newUID(), CreatedAt: &now, Generation: 1}},
-		Spec:   api.ImageSpec{Reference: info.Name(), Digest: info.Digest, Platform: info.Platform, Shared: req.Shared},
+	o := &api.Image{
+		Head:   api.Head{K: api.KindImage, Meta: api.Meta{Name: api.ImageName(info.Name()), Tenant: info.Scope, UID: newUID(), CreatedAt: &now, Generation: 1}},
+		Spec:   api.ImageSpec{Reference: info.Name(), Digest: info.Digest, Platform: info.Platform},
 		Status: api.ImageStatus{Digest: info.Digest, Size: info.Size, Layers: info.Layers, Nodes: []string{i.node}},
-	})
+	}
+	if info.Scope == scopeShared {
+		o.Tenant, o.Spec.Shared = api.SharedTenant, true
+		if o.Spec.Reference == builtinName {
+			o.Spec.Digest = ""
+		}
+	}
+	return o
 }
 
-var notLabel = regexp.MustCompile(`[^a-z0-9]+`)
-
-// imageName makes a DNS label of a reference; long ones end in a part of their hash.
-func imageName(ref string) string {
-	s := strings.Trim(notLabel.ReplaceAllString(strings.ToLower(ref), "-"), "-")
-	if len(s) <= 63 {
-		return s
+// scope is where the names of a tenant's images are in the image store.
+func scope(tenant string) string {
+	if tenant == api.SharedTenant {
+		return scopeShared
 	}
-	sum := sha256.Sum256([]byte(ref))
-	return strings.Trim(s[:52], "-") + "-" + hex.EncodeToString(sum[:5])
+	return tenant
+}
+
+// Known implements agent.Images.
+func (i *images) Known() []*api.Image {
+	var out []*api.Image
+	for _, info := range i.store.All() {
+		out = append(out, i.object(info))
+	}
+	return out
+}
+
+// Adopt implements agent.Images. A digest is looked up among the tenant's own images
+// and everybody's only: to know a digest is no right to its content.
+func (i *images) Adopt(ctx context.Context, img *api.Image) (*api.ImageStatus, error) {
+	info, err := i.named(scope(img.Tenant), img.Spec.Reference)
+	if want := img.Spec.Digest; want != "" && (err != nil || info.Digest != want) {
+		info, err = i.store.Tag(ctx, scope(img.Tenant), want, img.Spec.Reference)
+	}
+	if errors.Is(err, errs.NotFound) || errors.Is(err, errs.Invalid) { // a reference only some registry understands
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &i.object(info).Status, nil
+}
+
+// named finds a name in exactly this scope.
+func (i *images) named(scope, ref string) (image.Info, error) {
+	r, err := image.ParseReference(ref)
+	if err != nil {
+		return image.Info{}, err
+	}
+	for _, info := range i.store.List(scope) {
+		if info.Reference == r.String() {
+			return info, nil
+		}
+	}
+	return image.Info{}, errs.New(errs.NotFound, "image %s is not on this node", ref)
+}
+
+// Forget implements agent.Images.
+func (i *images) Forget(ctx context.Context, ref api.Ref) error {
+	for _, info := range i.store.List(scope(ref.Tenant)) {
+		if api.ImageName(info.Name()) != ref.Name {
+			continue
+		}
+		if err := i.store.Remove(ctx, info.Scope, info.Reference); err != nil && !errors.Is(err, errs.NotFound) {
+			return err
+		}
+	}
+	return nil
 }
 
 // pieces reads an import that arrives in parts.

@@ -26,13 +26,21 @@ import (
 // Images makes the content of an image available on the node.
 type Images interface {
 	// Root returns the unpacked image, fetching it first as pull says (missing, always,
-	// never). tenant decides whose names are looked at.
-	// progress may be nil.
-	Root(ctx context.Context, tenant, ref, pull string, progress func(api.Progress)) (driver.Image, error)
+	// never). tenant decides whose names are looked at. fetched is not nil when the image
+	// has just come and the pool should know it. progress may be nil.
+	Root(ctx context.Context, tenant, ref, pull string, progress func(api.Progress)) (img driver.Image, fetched *api.Image, err error)
 	// Handle serves an image stream (pull, import, export, push).
 	Handle(ctx context.Context, req api.ImageRequest, st ImageStream) error
 	// Here lists what the node has, for placement: "tenant|reference" and digests.
 	Here() []string
+	// Known lists the names the node has as the Images they should be in the pool. Those
+	// it brings along itself are shared and have no digest in their spec.
+	Known() []*api.Image
+	// Adopt gives the name of an Image to its content and tells what is here; nil
+	// when the content is not, or not in this tenant.
+	Adopt(ctx context.Context, img *api.Image) (*api.ImageStatus, error)
+	// Forget drops the name of an Image. Nil when it is not here.
+	Forget(ctx context.Context, ref api.Ref) error
 	// Collect removes content nobody needs; inUse are the digests of instances on the node.
 	Collect(ctx context.Context, inUse map[string]bool) error
 }
@@ -120,6 +128,7 @@ func New(d Deps) *Agent {
 	a.checks = newChecks(d.Clock, a.report)
 	a.engine.Add(&instances{a}, 32)
 	a.engine.Add(&tenants{a}, 1)
+	a.engine.Add(&images{a}, 1)
 	a.engine.Add(&upkeep{Agent: a}, 1)
 	return a
 }
@@ -139,6 +148,9 @@ func (a *Agent) Start(ctx context.Context) error {
 		}
 	}
 	if err := a.probe(ctx); err != nil {
+		return err
+	}
+	if err := a.syncImages(ctx); err != nil {
 		return err
 	}
 	return a.publish(ctx)

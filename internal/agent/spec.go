@@ -22,9 +22,14 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 		return driver.Spec{}, errs.New(errs.Unavailable, "tenant %s has no range of user IDs yet", in.Tenant)
 	}
 	id := runtimeID(in.UID)
-	img, err := a.Images.Root(ctx, in.Tenant, in.Spec.Image, in.Spec.Pull, func(p api.Progress) { a.pulling(id, p) })
+	img, fetched, err := a.Images.Root(ctx, in.Tenant, in.Spec.Image, in.Spec.Pull, func(p api.Progress) { a.pulling(id, p) })
 	if err != nil {
 		return driver.Spec{}, err
+	}
+	if fetched != nil {
+		if err := a.commitImage(ctx, fetched); err != nil {
+			return driver.Spec{}, err
+		}
 	}
 	if err := a.ensureGroup(ctx, in.Tenant); err != nil {
 		return driver.Spec{}, err

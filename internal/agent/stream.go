@@ -343,24 +343,3 @@ func (a *Agent) image(ctx context.Context, c *call, p api.ImageRequest) error {
 	a.engine.Enqueue("upkeep", upkeepRef)
 	return c.exit(0)
 }
-
-// commitImage makes an image that is on this node known in the pool.
-func (a *Agent) commitImage(ctx context.Context, img *api.Image) error {
-	for {
-		old, err := read[*api.Image](ctx, a.Store, api.RefOf(img))
-		if err != nil {
-			return err
-		}
-		op := store.Create(img)
-		if old != nil {
-			next := api.Clone(old)
-			next.Spec, next.Status = img.Spec, img.Status
-			op = store.Update(next)
-		}
-		_, err = a.Store.Commit(ctx, op)
-		if errors.Is(err, errs.Conflict) || errors.Is(err, errs.Exists) {
-			continue // somebody was faster; look again
-		}
-		return err
-	}
-}

@@ -308,6 +308,9 @@ func TestRoots(t *testing.T) {
 	}{
 		{id("ann"), "list", api.KindInstance, false, "acme acme-two demo"},
 		{id("ann"), "exec", api.KindInstance, false, "acme acme-two"},
+		{id("ann"), "list", api.KindImage, false, "acme acme-two demo shared"},
+		{id("ann"), "delete", api.KindImage, false, "acme acme-two"},
+		{id("nora"), "list", api.KindImage, false, ""},
 		{id("ann"), "list", api.KindUser, false, ""},
 		{id("otto"), "list", api.KindInstance, true, ""},
 		{id("nora"), "list", api.KindInstance, false, ""},
@@ -326,6 +329,14 @@ func TestRoots(t *testing.T) {
 	}
 	if all, roots := a.Roots(who, "list", api.KindInstance); all || strings.Join(roots, " ") != "acme" {
 		t.Errorf("an operator's token for acme: %v %v", all, roots)
+	}
+	for verb, want := range map[api.Verb]bool{"get": true, "list": true, "watch": true, "create": false, "delete": false} {
+		if err := a.Authorize(who, verb, api.KindImage, api.SharedTenant); (err == nil) != want {
+			t.Errorf("%s shared images with a token for one tenant: %v", verb, err)
+		}
+	}
+	if a.Allowed(who, "list", api.KindInstance, api.SharedTenant) {
+		t.Error("only images are shared")
 	}
 }
 

@@ -28,6 +28,9 @@ func (a *Authority) Authorize(id Identity, verb api.Verb, kind api.Kind, tenant 
 	if err := a.Check(id); err != nil {
 		return err
 	}
+	if everybodys(verb, kind, tenant) {
+		return nil
+	}
 	if why := narrowed(id, verb, tenant); why != "" {
 		return denied(id, verb, kind, tenant, why)
 	}
@@ -45,8 +48,16 @@ func (a *Authority) Allowed(id Identity, verb api.Verb, kind api.Kind, tenant st
 	if id.Node != "" {
 		return nodeMay(verb, kind)
 	}
-	return a.Check(id) == nil && narrowed(id, verb, tenant) == "" &&
+	if a.Check(id) != nil {
+		return false
+	}
+	return everybodys(verb, kind, tenant) || narrowed(id, verb, tenant) == "" &&
 		a.policy.Load().decide(question{user: id.User, verb: string(verb), what: string(kind), tenant: tenant})
+}
+
+// everybodys: who is known at all may read the images that every tenant may run.
+func everybodys(verb api.Verb, kind api.Kind, tenant string) bool {
+	return kind == api.KindImage && tenant == api.SharedTenant && (verb == api.VerbGet || verb == api.VerbList || verb == api.VerbWatch)
 }
 
 // narrowed says why the caller's token does not reach so far; "" when it does.
@@ -156,8 +167,8 @@ func (a *Authority) Roots(id Identity, verb api.Verb, kind api.Kind) (everywhere
 	candidates := slices.Clone(a.policy.Load().of(id.User).tenants)
 	if id.Token != nil && id.Token.Spec.Tenant != "" {
 		candidates = append(candidates, id.Token.Spec.Tenant)
-		sort.Strings(candidates)
 	}
+	sort.Strings(candidates)
 	for _, t := range candidates { // sorted: a parent comes before what is nested in it
 		if t == "" || !a.Allowed(id, verb, kind, t) {
 			continue
@@ -165,6 +176,9 @@ func (a *Authority) Roots(id Identity, verb api.Verb, kind api.Kind) (everywhere
 		if !slices.ContainsFunc(tenants, func(root string) bool { return api.WithinTenant(t, root) }) {
 			tenants = append(tenants, t)
 		}
+	}
+	if len(tenants) > 0 && everybodys(verb, kind, api.SharedTenant) {
+		tenants = append(tenants, api.SharedTenant)
 	}
 	return false, tenants
 }

@@ -231,3 +231,20 @@ func FuzzSubnet(f *testing.F) {
 		}
 	})
 }
+
+func TestTidyForgetsTheImagesOfATenantThatIsGone(t *testing.T) {
+	w := newWorld(t, "10.88.0.0/16")
+	for _, tenant := range []string{"acme", "acme/research", "demo"} {
+		w.put(&api.Tenant{Head: api.Head{K: api.KindTenant, Meta: api.Meta{Name: tenant}}})
+		w.put(&api.Image{Head: api.Head{K: api.KindImage, Meta: api.Meta{Name: "app", Tenant: tenant}}, Spec: api.ImageSpec{Reference: "app"}})
+	}
+	w.settle()
+	if _, err := w.mem.Commit(context.Background(), store.Remove(api.Ref{Kind: api.KindTenant, Name: "acme"}, store.Any)); err != nil {
+		t.Fatal(err)
+	}
+	w.settle()
+	left, _, err := store.List[*api.Image](context.Background(), w.mem, api.Selector{Kind: api.KindImage})
+	if err != nil || len(left) != 2 || left[0].Tenant != "acme/research" || left[1].Tenant != "demo" {
+		t.Fatalf("%v %v", left, err)
+	}
+}

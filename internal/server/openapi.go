@@ -95,14 +95,19 @@ func (r *Route) example() any {
 		return nil
 	}
 	meta := obj{"name": "example"}
-	if r.Def.Kind == api.KindTenant {
+	switch r.Def.Kind {
+	case api.KindTenant:
 		meta["name"] = "acme"
+	case api.KindImage:
+		meta["name"] = api.ImageName(exampleReference)
 	}
 	if r.Def.Tenanted {
 		meta["tenant"] = "acme"
 	}
 	return obj{"kind": string(r.Def.Kind), "metadata": meta, "spec": exampleSpec(r.Def.Kind)}
 }
+
+const exampleReference = "registry.example.com/team/app:1.4"
 
 func exampleSpec(k api.Kind) obj {
 	switch k {
@@ -119,7 +124,7 @@ func exampleSpec(k api.Kind) obj {
 	case api.KindInstance:
 		return obj{"image": "busybox", "command": []string{"sleep", "60"}, "requests": obj{"cpu": "100m"}, "limits": obj{"memory": "64Mi"}}
 	case api.KindImage:
-		return obj{"reference": "registry.example.com/team/app:1.4"}
+		return obj{"reference": exampleReference}
 	case api.KindPriorityClass:
 		return obj{"value": 1000}
 	}

@@ -348,15 +348,18 @@ func (p *Pool) faults(ctx context.Context) error {
 // pretended has every image.
 type pretended struct{}
 
-func (pretended) Root(_ context.Context, _, ref, _ string, _ func(api.Progress)) (driver.Image, error) {
-	return driver.Image{Digest: "sha256:" + ref, Layers: []string{"/sim"}}, nil
+func (pretended) Root(_ context.Context, _, ref, _ string, _ func(api.Progress)) (driver.Image, *api.Image, error) {
+	return driver.Image{Digest: "sha256:" + ref, Layers: []string{"/sim"}}, nil, nil
 }
 
 func (pretended) Handle(context.Context, api.ImageRequest, agent.ImageStream) error {
 	return errs.New(errs.Unsupported, "the simulator keeps no images")
 }
-func (pretended) Here() []string                                 { return nil }
-func (pretended) Collect(context.Context, map[string]bool) error { return nil }
+func (pretended) Here() []string                                              { return nil }
+func (pretended) Known() []*api.Image                                         { return nil }
+func (pretended) Adopt(context.Context, *api.Image) (*api.ImageStatus, error) { return nil, nil }
+func (pretended) Forget(context.Context, api.Ref) error                       { return nil }
+func (pretended) Collect(context.Context, map[string]bool) error              { return nil }
 
 // unplugged connects nothing.
 type unplugged struct{}
