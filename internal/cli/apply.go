@@ -90,7 +90,7 @@ func (o *applyOptions) run(ctx context.Context, c *call) error {
 	if err := o.nameSet(); err != nil {
 		return err
 	}
-	docs, err := c.readDocs(ctx, o.files, o.recursive)
+	docs, err := c.docs(ctx, o.files, o.recursive)
 	if err != nil {
 		return err
 	}
@@ -233,16 +233,6 @@ func (o *applyOptions) planOne(ctx context.Context, cl Client, d doc) (step, err
 		}
 	}
 	return s, nil
-}
-
-func with(m map[string]string, k, v string) map[string]string {
-	out := map[string]string{k: v}
-	for key, val := range m {
-		if key != k {
-			out[key] = val
-		}
-	}
-	return out
 }
 
 // sameButNotes compares without our own bookkeeping, unless that is all new.
@@ -501,7 +491,7 @@ func (o *applyOptions) tell(c *call, steps []step, note string) error {
 				objs = append(objs, s.want)
 			}
 		}
-		return c.printObjects(objs, o.output, true)
+		return o.output.printObjects(c.Out, c.Clock.Now(), objs, true)
 	}
 	for _, s := range steps {
 		if o.format == "name" {

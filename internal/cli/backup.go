@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/pflag"
 
@@ -41,42 +40,12 @@ func backupCreate(ctx context.Context, c *call, force bool) error {
 		}
 		return cl.Backup(ctx, c.Out)
 	}
-	if _, err := os.Lstat(path); err == nil && !force {
-		return errs.New(errs.Exists, "%s exists already", path).WithHint("choose another name, or --force")
-	}
-	// Whole or not at all: written beside its place, synced, and moved there.
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".atoll-backup-*")
-	if err != nil {
-		return errs.New(errs.Invalid, "%w", err)
-	}
-	defer os.Remove(tmp.Name()) // nothing is there any more when all went well
-	n := &counter{w: tmp}
-	err = cl.Backup(ctx, n)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
+	n, err := writeWhole(path, force, func(w io.Writer) error { return cl.Backup(ctx, w) })
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return errs.New(errs.Invalid, "%w", err)
-	}
-	c.say("%s  %s", path, api.HumanQuantity(api.Disk, n.n))
+	c.say("%s  %s", path, api.HumanQuantity(api.Disk, n))
 	return nil
-}
-
-type counter struct {
-	w io.Writer
-	n int64
-}
-
-func (c *counter) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	c.n += int64(n)
-	return n, err
 }
 
 func backupRestore(ctx context.Context, c *call, yes bool) error {

@@ -12,8 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -21,42 +19,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"atoll/api"
-	"atoll/internal/clock"
 	"atoll/internal/errs"
 )
-
-// IO is the world around a call: what it reads, writes and is told. Out that is
-// a terminal, and only that, gets colours, bars and questions.
-type IO struct {
-	Version  string // of this program
-	In       io.Reader
-	Out, Err io.Writer
-	Term     Terminal
-	Clock    clock.Clock
-	Getenv   func(string) string
-	Home     string // where ~/.config is
-	Dial     func(Settings) (Client, error)
-	// Signals delivers signals from now until stop is called.
-	Signals func(sig ...os.Signal) (ch <-chan os.Signal, stop func())
-}
-
-// Verb is one command, or a group of them.
-type Verb struct {
-	Use     string // name and arguments, as help shows them
-	Short   string
-	Long    string
-	Example string
-	Group   string
-	Aliases []string
-	Min     int  // fewest arguments
-	Max     int  // most; -1: any number
-	Raw     bool // what follows the first argument is not ours to parse
-	Flags   func(fs *pflag.FlagSet)
-	Run     func(ctx context.Context, c *call) error
-	// Complete lists what an argument could be.
-	Complete func(ctx context.Context, c *call, typed string) []string
-	Sub      []Verb
-}
 
 // Commands lists every verb.
 func Commands() []Verb {
@@ -70,28 +34,6 @@ func Commands() []Verb {
 	}
 }
 
-const (
-	groupRun    = "run"
-	groupObject = "objects"
-	groupTell   = "tell"
-	groupPool   = "pool"
-	groupSetup  = "setup"
-)
-
-// call is one call of one verb.
-type call struct {
-	IO
-	global globalOptions
-	args   []string
-	dash   int // how many arguments came before "--"; -1 when it was not given
-
-	flags      *pflag.FlagSet
-	client     Client
-	file       *config
-	completing bool     // a shell asks for completions
-	words      []string // the command line; nil: not known
-}
-
 // Main runs one command line and returns its exit code.
 func Main(ctx context.Context, w IO, args []string) int {
 	c := &call{IO: w, words: args, completing: len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd)}
@@ -101,9 +43,7 @@ func Main(ctx context.Context, w IO, args []string) int {
 	root.SetOut(w.Out)
 	root.SetErr(w.Err)
 	err := root.ExecuteContext(ctx)
-	if c.client != nil {
-		_ = c.client.Close() // the work is done; a failed goodbye changes nothing
-	}
+	c.close()
 	return c.report(err)
 }
 
@@ -137,7 +77,7 @@ shares of it and run containers and stronger isolated instances in it.`,
 	}
 	for _, v := range Commands() {
 		if !c.mayBeMeant(v) {
-			v = v.outline()
+			v = outline(v)
 		}
 		root.AddCommand(c.command(v))
 	}
@@ -154,11 +94,6 @@ func (c *call) mayBeMeant(v Verb) bool {
 	}
 	names := append([]string{strings.Fields(v.Use)[0]}, v.Aliases...)
 	return slices.ContainsFunc(c.words, func(w string) bool { return slices.Contains(names, w) })
-}
-
-// outline is a verb as the list of verbs shows it.
-func (v Verb) outline() Verb {
-	return Verb{Use: v.Use, Short: v.Short, Group: v.Group, Aliases: v.Aliases}
 }
 
 func (c *call) command(v Verb) *cobra.Command {
@@ -247,13 +182,6 @@ func flagError(cmd *cobra.Command, err error) error {
 	return e
 }
 
-func plural(n int, word string) string {
-	if n == 1 {
-		return "1 " + word
-	}
-	return fmt.Sprintf("%d %ss", n, word)
-}
-
 func exitCodesText() string {
 	codes := append(errs.ExitCodes(), "0  done")
 	slices.Sort(codes)
@@ -263,4 +191,9 @@ run, exec and attach end with the exit code of the process inside (128 + signal
 when a signal ended it). When Atoll itself could not do what was asked, they print
 a line beginning with "error:" and end with a code from this list, like every
 other command. A command ended by Ctrl-C ends with 130.`
+}
+
+// outline is a verb as the list of verbs shows it.
+func outline(v Verb) Verb {
+	return Verb{Use: v.Use, Short: v.Short, Group: v.Group, Aliases: v.Aliases}
 }

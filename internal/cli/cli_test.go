@@ -88,8 +88,9 @@ func newRig(t testing.TB) *rig {
 }
 
 func (r *rig) io() IO {
-	return IO{In: r.in, Out: &r.out, Err: &r.err, Term: r.term, Clock: r.clock, Home: r.home,
-		Getenv: func(k string) string { return r.env[k] },
+	return IO{Streams: Streams{In: r.in, Out: &r.out, Err: &r.err, Term: r.term,
+		Getenv:  func(k string) string { return r.env[k] },
+		Signals: func(...os.Signal) (<-chan os.Signal, func()) { return r.sig, func() {} }}, Clock: r.clock, Home: r.home,
 		Dial: func(s Settings) (Client, error) {
 			r.seen = &s
 			if r.socket != "" {
@@ -97,9 +98,6 @@ func (r *rig) io() IO {
 				return Connect(s)
 			}
 			return r.world, nil
-		},
-		Signals: func(...os.Signal) (<-chan os.Signal, func()) {
-			return r.sig, func() {}
 		}}
 }
 

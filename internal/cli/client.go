@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 
 	"atoll/api"
@@ -66,12 +65,4 @@ type Identity struct {
 	User    string   `json:"user"`
 	Admin   bool     `json:"admin,omitempty"`
 	Tenants []string `json:"tenants,omitempty"` // where roles are bound; empty for an administrator
-}
-
-func writeJSON(s Stream, ch byte, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return s.Write(ch, b)
 }

@@ -5,34 +5,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
-
 	"atoll/api"
-	"atoll/internal/errs"
 	"atoll/internal/store"
 )
-
-func completionVerb() Verb {
-	return Verb{
-		Use: "completion bash|zsh|fish", Group: groupSetup, Min: 1, Max: 1, Short: "Print a script that completes commands, kinds and names",
-		Example: "  source <(atoll completion bash)\n  atoll completion zsh > ~/.zfunc/_atoll\n  atoll completion fish > ~/.config/fish/completions/atoll.fish",
-		Flags:   func(*pflag.FlagSet) {},
-		Run: func(_ context.Context, c *call) error {
-			root := (&call{IO: c.IO}).tree()
-			gen := map[string]func() error{
-				"bash": func() error { return root.GenBashCompletionV2(c.Out, true) },
-				"zsh":  func() error { return root.GenZshCompletion(c.Out) },
-				"fish": func() error { return root.GenFishCompletion(c.Out, true) },
-			}[c.args[0]]
-			if gen == nil {
-				return errs.New(errs.Invalid, "completion: unknown shell %q", c.args[0]).WithHint("bash, zsh or fish")
-			}
-			return gen()
-		},
-		Complete: func(context.Context, *call, string) []string { return []string{"bash", "zsh", "fish"} },
-	}
-}
 
 // completeTime bounds how long a key press may take.
 const completeTime = time.Second
@@ -158,44 +133,4 @@ func completeImages(ctx context.Context, c *call, _ string) []string {
 		out = append(out, i.Spec.Reference)
 	}
 	return out
-}
-
-// completeFields completes the paths of explain.
-func completeFields(_ context.Context, _ *call, typed string) []string {
-	i := strings.LastIndexByte(typed, '.')
-	if i < 0 {
-		return api.KindNames()
-	}
-	d, err := api.Explain(typed[:i])
-	if err != nil {
-		return nil
-	}
-	var out []string
-	for _, f := range d.Children {
-		out = append(out, typed[:i]+"."+f.Name)
-	}
-	return out
-}
-
-// completeFlags completes the values of flags that name objects.
-func (c *call) completeFlags(cmd *cobra.Command) {
-	values := map[string]func(ctx context.Context) []string{
-		"tenant": func(ctx context.Context) []string { c.args = nil; return completeTenants(ctx, c, "") },
-		"in":     func(ctx context.Context) []string { c.args = nil; return completeTenants(ctx, c, "") },
-		"node":   func(ctx context.Context) []string { return c.namesOf(ctx, api.KindNode) },
-		"output": func(context.Context) []string { return []string{"table", "wide", "json", "yaml", "name"} },
-		"isolation": func(context.Context) []string {
-			return []string{"container", "sandbox", "vm", "wasm", "auto"}
-		},
-		"restart": func(context.Context) []string { return []string{"always", "on-failure", "never"} },
-		"pull":    func(context.Context) []string { return []string{"missing", "always", "never"} },
-	}
-	for name, fn := range values {
-		if cmd.Flags().Lookup(name) == nil {
-			continue
-		}
-		_ = cmd.RegisterFlagCompletionFunc(name, func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-			return fn(cmd.Context()), cobra.ShellCompDirectiveNoFileComp
-		})
-	}
 }

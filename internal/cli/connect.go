@@ -1,10 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"atoll/api"
@@ -85,7 +85,7 @@ func (s *wire) Stream(ctx context.Context, r StreamRequest) (Stream, error) {
 // WhoAmI asks who the server takes the caller for.
 func (s *wire) WhoAmI(ctx context.Context) (Identity, error) {
 	w, err := s.Store.WhoAmI(ctx)
-	id := Identity{User: first(w.User, w.Node), Admin: w.Admin}
+	id := Identity{User: cmp.Or(w.User, w.Node), Admin: w.Admin}
 	for _, b := range w.Bindings {
 		if b.Tenant != "" {
 			id.Tenants = append(id.Tenants, b.Tenant)
@@ -217,14 +217,4 @@ func (t *tracer) DryRun(ctx context.Context, ops ...store.Op) error {
 	err := d.DryRun(ctx, ops...)
 	t.tell(start, "dry run", plural(len(ops), "change"), err)
 	return err
-}
-
-// Process is the IO of the real program.
-func Process(version string, signals func(sig ...os.Signal) (<-chan os.Signal, func())) IO {
-	home, err := os.UserHomeDir()
-	if err != nil {
-		home = "/" // no HOME: settings are looked for where nobody has any
-	}
-	return IO{Version: version, In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Term: Files{os.Stdin, os.Stdout, os.Stderr},
-		Clock: clock.Real{}, Getenv: os.Getenv, Home: home, Dial: Connect, Signals: signals}
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -134,7 +135,7 @@ func (c *call) copyOut(ctx context.Context, ref api.Ref, from, to string) error 
 	} else if strings.HasSuffix(to, "/") {
 		return errs.New(errs.NotFound, "the directory %s is not there", to).WithHint("mkdir -p %s", to)
 	}
-	root, err := os.OpenRoot(first(dir, "."))
+	root, err := os.OpenRoot(cmp.Or(dir, "."))
 	if err != nil {
 		return errs.New(errs.NotFound, "%w", err)
 	}
@@ -245,12 +246,12 @@ func (c *call) copyIn(ctx context.Context, ref api.Ref, from, to string) error {
 			dir, name = path.Split(dir)
 		}
 	}
-	s, err := c.copyStream(ctx, ref, api.CopyRequest{Path: first(path.Clean(dir), "/"), In: true})
+	s, err := c.copyStream(ctx, ref, api.CopyRequest{Path: cmp.Or(path.Clean(dir), "/"), In: true})
 	if err != nil {
 		return err
 	}
 	if from == "-" {
-		return c.transfer(s, c.In, nil, c.newProgress(true))
+		return transfer(s, c.In, nil, c.newProgress(true))
 	}
 	pr, pw := io.Pipe()
 	done := make(chan error, 1)
@@ -259,7 +260,7 @@ func (c *call) copyIn(ctx context.Context, ref api.Ref, from, to string) error {
 		_ = pw.CloseWithError(err) // the reader gets it, and always succeeds in getting it
 		done <- err
 	}()
-	err = c.transfer(s, pr, nil, c.newProgress(true))
+	err = transfer(s, pr, nil, c.newProgress(true))
 	_ = pr.CloseWithError(io.ErrClosedPipe) // ends pack when the other side has ended
 	if perr := <-done; perr != nil && !errors.Is(perr, io.ErrClosedPipe) {
 		return errs.New(errs.Invalid, "read %s: %w", from, perr)

@@ -2,9 +2,7 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -13,7 +11,6 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
-	"atoll/internal/store"
 )
 
 type describeOptions struct{ events int }
@@ -115,45 +112,6 @@ func (c *call) describeHead(obj api.Object) {
 	fmt.Fprint(c.Out, t.render(false))
 }
 
-func pairs(m map[string]string) string {
-	var out []string
-	for _, k := range sortedKeys(m) {
-		out = append(out, k+"="+m[k])
-	}
-	return strings.Join(out, ", ")
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
-}
-
-// asMap is an object as the JSON it is written as.
-func asMap(o api.Object) (map[string]any, error) {
-	b, err := api.Encode(o)
-	if err != nil {
-		return nil, err
-	}
-	var m map[string]any
-	return m, json.Unmarshal(b, &m)
-}
-
-func conditionsOf(o api.Object) []api.Condition {
-	switch o := o.(type) {
-	case *api.Instance:
-		return o.Status.Conditions
-	case *api.Node:
-		return o.Status.Conditions
-	case *api.Tenant:
-		return o.Status.Conditions
-	}
-	return nil
-}
-
 func (c *call) section(title string, v any) {
 	if m, ok := v.(map[string]any); v == nil || ok && len(m) == 0 {
 		return
@@ -192,103 +150,4 @@ func (o *describeOptions) lastEvents(ctx context.Context, c *call, r api.Ref) er
 	}
 	fmt.Fprint(c.Out, t.render(false))
 	return nil
-}
-
-// eventsAbout reads what happened to an object, oldest first.
-func eventsAbout(ctx context.Context, cl Client, r api.Ref) ([]*api.Event, error) {
-	sel := api.Selector{Kind: api.KindEvent, Tenant: r.Tenant, Fields: map[string]string{"spec.about": r.String()}}
-	objs, _, err := cl.List(ctx, sel)
-	sortEvents(objs)
-	var out []*api.Event
-	for _, o := range objs {
-		out = append(out, o.(*api.Event))
-	}
-	return out, err
-}
-
-func sortEvents(objs []api.Object) {
-	slices.SortStableFunc(objs, func(a, b api.Object) int {
-		return a.(*api.Event).Spec.Last.Compare(b.(*api.Event).Spec.Last)
-	})
-}
-
-type eventsOptions struct {
-	output
-	selection
-	watch bool
-	about string
-}
-
-func eventsVerb() Verb {
-	o := &eventsOptions{}
-	return Verb{
-		Use: "events", Group: groupTell, Aliases: []string{"event"},
-		Short:   "Tell what happened",
-		Example: "  atoll events\n  atoll events --for instance/web --watch\n  atoll events --field-selector spec.type=warning -A",
-		Flags:   o.flags, Run: o.run,
-	}
-}
-
-func (o *eventsOptions) flags(fs *pflag.FlagSet) {
-	o.output.flags(fs)
-	o.selection.flags(fs)
-	fs.BoolVarP(&o.watch, "watch", "w", false, "go on with what happens")
-	fs.StringVar(&o.about, "for", "", "only what happened to KIND/NAME")
-}
-
-func (o *eventsOptions) run(ctx context.Context, c *call) error {
-	if err := o.check(); err != nil {
-		return err
-	}
-	d, _ := api.Lookup(string(api.KindEvent))
-	sel, err := c.selector(d, o.selection)
-	if err != nil {
-		return err
-	}
-	if o.about != "" {
-		r, err := c.ref(ctx, o.about)
-		if err != nil {
-			return err
-		}
-		sel.Tenant = r.Tenant
-		if sel.Fields == nil {
-			sel.Fields = map[string]string{}
-		}
-		sel.Fields["spec.about"] = r.String()
-	}
-	cl, err := c.server()
-	if err != nil {
-		return err
-	}
-	objs, rev, err := cl.List(ctx, sel)
-	if err != nil {
-		return err
-	}
-	sortEvents(objs)
-	g := &getOptions{output: o.output}
-	if len(objs) > 0 || !o.table() {
-		if err := g.print(ctx, c, objs, false); err != nil {
-			return err
-		}
-	} else if !o.watch {
-		c.note("nothing happened lately")
-	}
-	if !o.watch {
-		return nil
-	}
-	v := newView(d, o.wide(), false, nil)
-	for _, obj := range objs {
-		v.add(obj, c)
-	}
-	v.render(true) // learn the widths; it was printed above
-	return cl.Watch(ctx, sel, rev, func(ev store.Event) error {
-		if ev.Deleted {
-			return nil // old ones are cleared away
-		}
-		if err := g.event(c, v, ev); err != nil {
-			return err
-		}
-		_, err := fmt.Fprint(c.Out, v.render(false))
-		return err
-	})
 }

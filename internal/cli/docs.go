@@ -2,10 +2,10 @@ package cli
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -30,9 +30,9 @@ const (
 	maxDocs = 5000
 )
 
-// readDocs reads every object of files, directories and "-". Objects without a
-// tenant get the chosen one. What creates comes before what uses it: tenants first.
-func (c *call) readDocs(ctx context.Context, paths []string, recursive bool) ([]doc, error) {
+// readDocs reads every object of files, directories and "-", which is in. Objects
+// without a tenant get the one meant, which is asked for only then. What creates comes before what uses it: tenants first.
+func readDocs(in io.Reader, tenant func() (string, error), paths []string, recursive bool) ([]doc, error) {
 	var docs []doc
 	for _, p := range paths {
 		files := []string{p}
@@ -42,7 +42,7 @@ func (c *call) readDocs(ctx context.Context, paths []string, recursive bool) ([]
 			}
 		}
 		for _, f := range files {
-			more, err := c.readFile(f)
+			more, err := readFile(in, f)
 			if err != nil {
 				return nil, err
 			}
@@ -60,7 +60,7 @@ func (c *call) readDocs(ctx context.Context, paths []string, recursive bool) ([]
 		def, _ := api.Lookup(string(d.obj.ObjectKind()))
 		m := d.obj.Metadata()
 		if def.Tenanted && m.Tenant == "" {
-			t, err := c.tenant(ctx)
+			t, err := tenant()
 			if err != nil {
 				return nil, err
 			}
@@ -108,12 +108,12 @@ func filesIn(dir string, recursive bool) ([]string, error) {
 	return out, nil // WalkDir goes in the order of names
 }
 
-func (c *call) readFile(path string) ([]doc, error) {
+func readFile(in io.Reader, path string) ([]doc, error) {
 	var b []byte
 	var err error
 	if path == "-" {
 		path = "standard input"
-		b, err = readAll(c.In, path, maxFile)
+		b, err = readAll(in, path, maxFile)
 	} else {
 		b, err = readBounded(path, maxFile)
 	}

@@ -52,7 +52,7 @@ func runVersion(ctx context.Context, c *call, o output, local bool) error {
 		c.say("%s", v.Client)
 		return nil
 	case "json", "yaml":
-		return c.printValue(v, o.format)
+		return printValue(c.Out, v, o.format)
 	}
 	c.say("client  %s", v.Client)
 	switch {
@@ -164,7 +164,7 @@ func (c *call) tellChecks(checks []check, o output) error {
 			}
 			return nil
 		}
-		return c.printValue(checks, o.format)
+		return printValue(c.Out, checks, o.format)
 	}
 	t := &table{}
 	counts := map[string]int{}

@@ -1,13 +1,19 @@
 package cli
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 )
 
+// nowhere is no terminal.
+type nowhere struct{ Terminal }
+
+func (nowhere) OutIs() bool { return false }
+
 func TestTellChecks(t *testing.T) {
-	r := newRig(t)
-	c := &call{IO: r.io()}
+	var out bytes.Buffer
+	c := &call{IO: IO{Streams: Streams{Out: &out, Term: nowhere{}, Getenv: func(string) string { return "" }}}}
 	checks, err := readChecks([]byte(`[{"name":"cgroup","ok":true,"severity":"info","detail":"v2"},
 		{"name":"ufw","ok":false,"severity":"warning","detail":"is active","fix":"ufw allow 8080\nufw reload"},
 		{"name":"crun","ok":false,"severity":"error","detail":"is missing","fix":"apt-get install crun"}]`))
@@ -25,7 +31,7 @@ error    crun    is missing
                  what would help: apt-get install crun
 1 ok, 1 warning, 1 error
 `
-	if got := r.out.String(); got != want {
+	if got := out.String(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	if p := paintChecks(want); !strings.HasPrefix(p, "\x1b[32mok\x1b[0m ") || strings.Count(p, "\x1b[") != 6 {

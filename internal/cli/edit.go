@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -220,7 +221,7 @@ func (c *call) editText(text []byte, r api.Ref) ([]byte, error) {
 		return nil, errs.New(errs.Internal, "write %s to a file: %w", r, err)
 	}
 	defer os.Remove(path)
-	editor := first(c.Getenv("VISUAL"), c.Getenv("EDITOR"), "vi")
+	editor := cmp.Or(c.Getenv("VISUAL"), c.Getenv("EDITOR"), "vi")
 	// By the shell, because EDITOR may hold arguments; the file comes as an argument of its own.
 	cmd := exec.Command("/bin/sh", "-c", editor+` "$1"`, "sh", path)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.In, c.Out, c.Err

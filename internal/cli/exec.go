@@ -68,7 +68,7 @@ func (o *execOptions) run(ctx context.Context, c *call) error {
 }
 
 // connect opens a stream to an instance, lives through it, and ends as it ends.
-func (c *call) connect(ctx context.Context, name string, s *session, verb string, params any) error {
+func (c *call) connect(ctx context.Context, name string, s *session, what string, params any) error {
 	ref, err := c.instance(ctx, name)
 	if err != nil {
 		return err
@@ -77,8 +77,8 @@ func (c *call) connect(ctx context.Context, name string, s *session, verb string
 	if err != nil {
 		return err
 	}
-	s.c, s.progress = c, c.newProgress(false)
-	if s.stream, err = cl.Stream(ctx, StreamRequest{Verb: verb, Instance: ref, Params: params}); err != nil {
+	s.io, s.progress = c.Streams, c.newProgress(false)
+	if s.stream, err = cl.Stream(ctx, StreamRequest{Verb: what, Instance: ref, Params: params}); err != nil {
 		if errs.KindOf(err) == errs.NotFound {
 			return c.notFound(ctx, cl, ref)
 		}

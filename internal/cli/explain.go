@@ -91,7 +91,7 @@ func apiResourcesVerb() Verb {
 			if err := o.check(); err != nil {
 				return err
 			}
-			return c.printRows(*o, []string{"PLURAL", "KIND", "SHORT", "TENANTED", "WRITABLE", "WHAT IT IS"}, kindRows())
+			return o.printRows(c.Out, []string{"PLURAL", "KIND", "SHORT", "TENANTED", "WRITABLE", "WHAT IT IS"}, kindRows())
 		},
 	}
 }
@@ -104,25 +104,19 @@ func kindRows() [][]string {
 	return rows
 }
 
-// printRows writes what is not an object in any form: a table, or a list of
-// objects with the lower-case heads as keys.
-func (c *call) printRows(o output, head []string, rows [][]string) error {
-	switch o.format {
-	case "name":
-		for _, r := range rows {
-			c.say("%s", r[0])
-		}
-		return nil
-	case "json", "yaml":
-		list := make([]map[string]string, len(rows))
-		for i, r := range rows {
-			list[i] = map[string]string{}
-			for j, h := range head {
-				list[i][strings.ToLower(strings.ReplaceAll(h, " ", "-"))] = r[j]
-			}
-		}
-		return c.printValue(list, o.format)
+// completeFields completes the paths of explain.
+func completeFields(_ context.Context, _ *call, typed string) []string {
+	i := strings.LastIndexByte(typed, '.')
+	if i < 0 {
+		return api.KindNames()
 	}
-	c.printTable(&table{head: head, rows: rows}, o)
-	return nil
+	d, err := api.Explain(typed[:i])
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, f := range d.Children {
+		out = append(out, typed[:i]+"."+f.Name)
+	}
+	return out
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -157,15 +158,23 @@ func started(in *api.Instance, gone bool) (bool, error) {
 }
 
 func couldNotStart(in *api.Instance) error {
-	msg := first(in.Status.Message, in.Status.Reason, "no reason was given")
+	msg := cmp.Or(in.Status.Message, in.Status.Reason, "no reason was given")
 	return errs.New(errs.Conflict, "%s could not start: %s", api.RefOf(in), msg).
 		WithHint("atoll events --for %s; atoll logs %s", shortRef(in), in.Name)
 }
 
-func shortRef(o api.Object) string {
-	d, _ := api.Lookup(string(o.ObjectKind()))
-	if t := o.Metadata().Tenant; t != "" {
-		return d.Singular() + "/" + t + "/" + o.Metadata().Name
+func ended(in *api.Instance) bool {
+	return in.Status.State == api.StateStopped || in.Status.State == api.StateFailed
+}
+
+func conditionsOf(o api.Object) []api.Condition {
+	switch o := o.(type) {
+	case *api.Instance:
+		return o.Status.Conditions
+	case *api.Node:
+		return o.Status.Conditions
+	case *api.Tenant:
+		return o.Status.Conditions
 	}
-	return d.Singular() + "/" + o.Metadata().Name
+	return nil
 }

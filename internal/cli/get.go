@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -120,7 +119,7 @@ func (o *getOptions) print(ctx context.Context, c *call, objs []api.Object, sing
 		if o.sort != "" {
 			return errs.New(errs.Invalid, "--sort-by sorts tables only")
 		}
-		return c.printObjects(objs, o.output, single)
+		return o.output.printObjects(c.Out, c.Clock.Now(), objs, single)
 	}
 	for i := 0; i < len(objs); {
 		d, _ := api.Lookup(string(objs[i].ObjectKind()))
@@ -133,12 +132,12 @@ func (o *getOptions) print(ctx context.Context, c *call, objs []api.Object, sing
 		}
 		v := newView(d, o.wide(), o.all || mixed(objs[i:j]), o.usage(ctx, c, d))
 		for _, obj := range objs[i:j] {
-			v.add(obj, c)
+			v.add(obj, c.Clock.Now())
 		}
-		if err := sortRows(&v.table, o.sort); err != nil {
+		if err := v.table.sort(o.sort); err != nil {
 			return err
 		}
-		c.printTable(&v.table, o.output)
+		o.output.printTable(c.Out, &v.table)
 		i = j
 	}
 	return nil
@@ -162,67 +161,6 @@ func (o *getOptions) usage(ctx context.Context, c *call, d *api.Definition) map[
 		out[u.Ref] = u
 	}
 	return out
-}
-
-// sortRows sorts by a column; amounts and ages sort by size, not by letter.
-func sortRows(t *table, by string) error {
-	if by == "" {
-		return nil
-	}
-	name := strings.TrimPrefix(by, "-")
-	col := slices.IndexFunc(t.head, func(h string) bool {
-		word, _, _ := strings.Cut(h, " ")
-		return strings.EqualFold(h, name) || strings.EqualFold(word, name)
-	})
-	if col < 0 {
-		return badFlag("sort-by", by, "must be one of the columns "+strings.Join(t.head, ", "), "age")
-	}
-	slices.SortStableFunc(t.rows, func(a, b []string) int {
-		n := compareCells(a[col], b[col], strings.HasPrefix(t.head[col], "CPU"))
-		if name != by {
-			return -n
-		}
-		return n
-	})
-	return nil
-}
-
-func compareCells(a, b string, cpu bool) int {
-	x, ok1 := sizeOf(a, cpu)
-	y, ok2 := sizeOf(b, cpu)
-	if ok1 && ok2 {
-		switch {
-		case x < y:
-			return -1
-		case x > y:
-			return 1
-		}
-		return 0
-	}
-	return strings.Compare(a, b)
-}
-
-// sizeOf reads "120m/500m/-", "88Mi", "12" and ages such as "3m"; with cpu an m is a thousandth.
-func sizeOf(s string, cpu bool) (float64, bool) {
-	s, _, _ = strings.Cut(s, "/")
-	if word, _, both := strings.Cut(s, " CPU"); both { // "2.4 CPU 88Mi" sorts by its CPU
-		s, cpu = word, true
-	}
-	if s == "-" {
-		return -1, true
-	}
-	var n float64
-	var unit string
-	if k, _ := fmt.Sscanf(s, "%g%s", &n, &unit); k == 0 {
-		return 0, false
-	}
-	scale := map[string]float64{"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400,
-		"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50}
-	f, ok := scale[unit]
-	if cpu && unit == "m" {
-		f = 0.001
-	}
-	return n * f, ok
 }
 
 func (o *getOptions) runWatch(ctx context.Context, c *call, t targets) error {
@@ -253,7 +191,7 @@ func (o *getOptions) runWatch(ctx context.Context, c *call, t targets) error {
 			}
 		}
 		if o.table() {
-			c.printTable(&v.table, o.output)
+			o.output.printTable(c.Out, &v.table)
 		}
 		err = cl.Watch(ctx, sel, rev, func(ev store.Event) error {
 			if err := o.event(c, v, ev); err != nil || !o.table() {
@@ -283,9 +221,9 @@ func (o *getOptions) event(c *call, v *view, ev store.Event) error {
 		if o.format == "yaml" {
 			c.say("---")
 		}
-		return c.printObjects([]api.Object{ev.Object}, o.output, true)
+		return o.output.printObjects(c.Out, c.Clock.Now(), []api.Object{ev.Object}, true)
 	default:
-		v.add(ev.Object, c)
+		v.add(ev.Object, c.Clock.Now())
 		if last := v.rows[len(v.rows)-1]; ev.Deleted {
 			for i, h := range v.head {
 				if h == "STATE" || h == "AGE" {

@@ -1,15 +1,12 @@
 package cli
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
-	"errors"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/spf13/pflag"
 
@@ -93,68 +90,7 @@ func (o *imageOptions) stream(ctx context.Context, c *call, req api.ImageRequest
 		return err
 	}
 	p := c.newProgress(o.quiet)
-	return c.transfer(s, in, out, p)
-}
-
-// transfer sends in, writes what comes back to out, and shows progress, until the stream ends.
-func (c *call) transfer(s Stream, in io.Reader, out io.Writer, p *progress) error {
-	var wg sync.WaitGroup
-	var sent error
-	defer wg.Wait()
-	defer s.Close()
-	defer p.end()
-	if in != nil {
-		wg.Go(func() { sent = send(s, in) })
-	}
-	for {
-		ch, b, err := s.Read()
-		if err != nil {
-			if in != nil && sent != nil {
-				return sent
-			}
-			return errs.New(errs.Unavailable, "the connection broke: %w", err).WithHint("try again; what was transferred is not transferred twice")
-		}
-		switch ch {
-		case api.ChanStdout:
-			if out == nil {
-				continue
-			}
-			if _, err := out.Write(b); err != nil {
-				return err
-			}
-		case api.ChanMessage:
-			var m api.Progress
-			if json.Unmarshal(b, &m) == nil {
-				p.update(m)
-			}
-		case api.ChanExit:
-			var e api.StreamExit
-			if err := json.Unmarshal(b, &e); err != nil {
-				return errs.New(errs.Internal, "exit of the stream: %w", err)
-			}
-			return exitError(e)
-		}
-	}
-}
-
-// send writes all of r and then the empty payload that ends it. An error of r
-// closes the stream, so that the other side does not take half for the whole.
-func send(s Stream, r io.Reader) error {
-	buf := make([]byte, 256<<10)
-	for {
-		n, err := r.Read(buf)
-		if n > 0 && s.Write(api.ChanStdin, buf[:n]) != nil {
-			return nil // the reader of the stream tells why
-		}
-		if errors.Is(err, io.EOF) {
-			_ = s.Write(api.ChanStdin, nil)
-			return nil
-		}
-		if err != nil {
-			_ = s.Close()
-			return err
-		}
-	}
+	return transfer(s, in, out, p)
 }
 
 func (o *imageOptions) auth(c *call) (string, error) {
@@ -183,7 +119,7 @@ func (o *imageOptions) told(ctx context.Context, c *call, ref, what string) erro
 		c.say("%s %s", ref, what) // it is there, only its record cannot be read now
 		return nil
 	}
-	c.say("%s %s  %s  %s", img.Spec.Reference, what, dash(first(img.Status.Digest, img.Spec.Digest)), size(img.Status.Size))
+	c.say("%s %s  %s  %s", img.Spec.Reference, what, dash(cmp.Or(img.Status.Digest, img.Spec.Digest)), size(img.Status.Size))
 	return nil
 }
 
@@ -213,26 +149,11 @@ func (o *imageOptions) export(ctx context.Context, c *call) error {
 		}
 		return o.stream(ctx, c, req, nil, c.Out)
 	}
-	if _, err := os.Lstat(path); err == nil && !o.force {
-		return errs.New(errs.Exists, "%s exists already", path).WithHint("choose another name, or --force")
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".atoll-export-*")
-	if err != nil {
-		return errs.New(errs.Invalid, "%w", err)
-	}
-	defer os.Remove(tmp.Name())
-	n := &counter{w: tmp}
-	err = o.stream(ctx, c, req, nil, n)
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
+	n, err := writeWhole(path, o.force, func(w io.Writer) error { return o.stream(ctx, c, req, nil, w) })
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return errs.New(errs.Invalid, "%w", err)
-	}
-	c.say("%s  %s", path, size(n.n))
+	c.say("%s  %s", path, size(n))
 	return nil
 }
 
@@ -300,7 +221,7 @@ func (o *imageOptions) tag(ctx context.Context, c *call) error {
 	n.Tenant, n.Name = img.Tenant, imageName(c.args[1])
 	n.Spec = img.Spec
 	n.Spec.Reference = c.args[1]
-	n.Spec.Digest = first(img.Spec.Digest, img.Status.Digest)
+	n.Spec.Digest = cmp.Or(img.Spec.Digest, img.Status.Digest)
 	return c.createAndSay(ctx, n)
 }
 

@@ -35,7 +35,7 @@ func runUse(ctx context.Context, c *call, clear bool) error {
 	case clear:
 		f.Tenant = ""
 		c.note("no tenant is chosen")
-		return c.saveConfig(f)
+		return f.save(c.Home)
 	case len(c.args) == 0:
 		t, err := c.tenant(ctx)
 		if err == nil {
@@ -51,7 +51,7 @@ func runUse(ctx context.Context, c *call, clear bool) error {
 		return err
 	}
 	f.Tenant = name
-	if err := c.saveConfig(f); err != nil {
+	if err := f.save(c.Home); err != nil {
 		return err
 	}
 	c.say("commands now mean tenant %s", name)
@@ -79,14 +79,14 @@ func (o *loginOptions) run(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	tokenPath := filepath.Join(filepath.Dir(c.configPath()), "token")
+	tokenPath := filepath.Join(filepath.Dir(filePath(c.Home)), "token")
 	if c.args[0] == "local" {
 		f.Server, f.TokenFile, f.CAFile = "", "", ""
 		if err := os.Remove(tokenPath); err != nil && !os.IsNotExist(err) {
 			return err
 		}
 		c.note("commands go to this host's daemon")
-		return c.saveConfig(f)
+		return f.save(c.Home)
 	}
 	u, err := url.Parse(c.args[0])
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
@@ -118,7 +118,7 @@ func (o *loginOptions) run(ctx context.Context, c *call) error {
 			return err
 		}
 	}
-	s := Settings{Server: strings.TrimSuffix(u.String(), "/"), Token: token, CAFile: ca, UserAgent: "atoll/" + first(c.Version, "dev")}
+	s := Settings{Server: strings.TrimSuffix(u.String(), "/"), Token: token, CAFile: ca, UserAgent: c.agent()}
 	cl, err := c.Dial(s)
 	if err != nil {
 		return err
@@ -132,7 +132,7 @@ func (o *loginOptions) run(ctx context.Context, c *call) error {
 		return err
 	}
 	f.Server, f.TokenFile, f.CAFile = s.Server, tokenPath, ca
-	if err := c.saveConfig(f); err != nil {
+	if err := f.save(c.Home); err != nil {
 		return err
 	}
 	c.say("logged in to %s as %s", u.Host, id.User)

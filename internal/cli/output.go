@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/pflag"
@@ -74,13 +76,13 @@ func (t *table) render(head bool) string {
 	return b.String()
 }
 
-// printTable writes a table unless it has nothing to show.
-func (c *call) printTable(t *table, o output) {
-	fmt.Fprint(c.Out, t.render(!o.noHeaders))
+// printTable writes the rows of a table that are new.
+func (o output) printTable(w io.Writer, t *table) {
+	fmt.Fprint(w, t.render(!o.noHeaders))
 }
 
 // printValue writes any value as JSON or YAML.
-func (c *call) printValue(v any, format string) error {
+func printValue(w io.Writer, v any, format string) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
@@ -90,7 +92,7 @@ func (c *call) printValue(v any, format string) error {
 			return err
 		}
 	}
-	_, err = c.Out.Write(append(bytes.TrimRight(b, "\n"), '\n'))
+	_, err = w.Write(append(bytes.TrimRight(b, "\n"), '\n'))
 	return err
 }
 
@@ -101,51 +103,51 @@ type list struct {
 }
 
 // printObjects writes objects in any form. single: one was asked for by name.
-func (c *call) printObjects(objs []api.Object, o output, single bool) error {
+func (o output) printObjects(w io.Writer, now time.Time, objs []api.Object, single bool) error {
 	switch o.format {
 	case "name":
 		for _, obj := range objs {
-			c.say("%s", api.RefOf(obj))
+			fmt.Fprintln(w, api.RefOf(obj))
 		}
 	case "json":
 		if single && len(objs) == 1 {
-			return c.printValue(objs[0], "json")
+			return printValue(w, objs[0], "json")
 		}
 		if objs == nil {
 			objs = []api.Object{}
 		}
-		return c.printValue(list{Kind: "List", Items: objs}, "json")
+		return printValue(w, list{Kind: "List", Items: objs}, "json")
 	case "yaml":
 		for i, obj := range objs {
 			if i > 0 {
-				c.say("---")
+				fmt.Fprintln(w, "---")
 			}
-			if err := c.printValue(obj, "yaml"); err != nil {
+			if err := printValue(w, obj, "yaml"); err != nil {
 				return err
 			}
 		}
 	default:
-		c.printKinds(objs, o)
+		o.printKinds(w, now, objs)
 	}
 	return nil
 }
 
 // printKinds writes one table for each kind, in the order they come.
-func (c *call) printKinds(objs []api.Object, o output) {
+func (o output) printKinds(w io.Writer, now time.Time, objs []api.Object) {
 	for i := 0; i < len(objs); {
 		k, j := objs[i].ObjectKind(), i
 		for j < len(objs) && objs[j].ObjectKind() == k {
 			j++
 		}
 		if i > 0 {
-			c.say("")
+			fmt.Fprintln(w)
 		}
 		d, _ := api.Lookup(string(k))
 		v := newView(d, o.wide(), mixed(objs[i:j]), nil)
 		for _, obj := range objs[i:j] {
-			v.add(obj, c)
+			v.add(obj, now)
 		}
-		c.printTable(&v.table, o)
+		o.printTable(w, &v.table)
 		i = j
 	}
 }
@@ -192,12 +194,11 @@ func newView(d *api.Definition, wide, tenant bool, usage map[api.Ref]api.Instanc
 	return v
 }
 
-func (v *view) add(o api.Object, c *call) {
+func (v *view) add(o api.Object, now time.Time) {
 	var cells []string
 	if v.tenant {
 		cells = append(cells, o.Metadata().Tenant)
 	}
-	now := c.Clock.Now()
 	for _, col := range v.cols {
 		cells = append(cells, col.Value(o, now))
 		if in, ok := o.(*api.Instance); ok && v.usage != nil && col.Name == "ADDRESS" {
@@ -223,9 +224,25 @@ func share(in *api.Instance, r api.Resource, used int64, has bool) string {
 	return now + "/" + amount(in.Spec.Requests) + "/" + amount(in.Spec.Limits)
 }
 
-func dash(s string) string {
-	if s == "" {
-		return "-"
+// printRows writes what is not an object in any form: a table, or a list of
+// objects with the lower-case heads as keys.
+func (o output) printRows(w io.Writer, head []string, rows [][]string) error {
+	switch o.format {
+	case "name":
+		for _, r := range rows {
+			fmt.Fprintln(w, r[0])
+		}
+		return nil
+	case "json", "yaml":
+		list := make([]map[string]string, len(rows))
+		for i, r := range rows {
+			list[i] = map[string]string{}
+			for j, h := range head {
+				list[i][strings.ToLower(strings.ReplaceAll(h, " ", "-"))] = r[j]
+			}
+		}
+		return printValue(w, list, o.format)
 	}
-	return s
+	o.printTable(w, &table{head: head, rows: rows})
+	return nil
 }

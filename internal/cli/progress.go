@@ -10,7 +10,7 @@ import (
 // progress shows long work: bars on a terminal, otherwise one line for each step.
 // Use it from one goroutine.
 type progress struct {
-	c     *call
+	io    Streams
 	bars  *mpb.Progress
 	byID  map[string]*mpb.Bar
 	phase map[string]string
@@ -18,8 +18,9 @@ type progress struct {
 	ended bool
 }
 
-func (c *call) newProgress(quiet bool) *progress {
-	return &progress{c: c, quiet: quiet, byID: map[string]*mpb.Bar{}, phase: map[string]string{}}
+// newProgress shows nothing when quiet.
+func (s Streams) newProgress(quiet bool) *progress {
+	return &progress{io: s, quiet: quiet, byID: map[string]*mpb.Bar{}, phase: map[string]string{}}
 }
 
 const maxBars = 200 // more layers than any image has
@@ -30,18 +31,18 @@ func (p *progress) update(m api.Progress) {
 	}
 	changed := p.phase[m.ID] != m.Phase
 	p.phase[m.ID] = m.Phase
-	if !p.c.Term.ErrIs() {
+	if !p.io.Term.ErrIs() {
 		if changed && m.Phase != "waiting" {
 			size := ""
 			if m.Total > 0 {
 				size = " " + api.HumanQuantity(api.Memory, m.Total)
 			}
-			p.c.note("%s: %s%s", m.ID, m.Phase, size)
+			p.io.note("%s: %s%s", m.ID, m.Phase, size)
 		}
 		return
 	}
 	if p.bars == nil {
-		p.bars = mpb.New(mpb.WithOutput(p.c.Err), mpb.WithWidth(40))
+		p.bars = mpb.New(mpb.WithOutput(p.io.Err), mpb.WithWidth(40))
 	}
 	bar := p.byID[m.ID]
 	if bar == nil {

@@ -10,7 +10,7 @@ import (
 	"time"
 	"unsafe"
 
-	"golang.org/x/term"
+	kernel "golang.org/x/term"
 
 	"atoll/api"
 )
@@ -55,12 +55,12 @@ func TestRealTerminal(t *testing.T) {
 	r.must(t, "tenant", "create", "acme")
 	master, slave := openPTY(t)
 	resize(t, master, 100, 30)
-	before, err := term.GetState(int(slave.Fd()))
+	before, err := kernel.GetState(int(slave.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := r.io()
-	w.In, w.Out, w.Term = slave, slave, Files{slave, slave, slave}
+	w.In, w.Out, w.Term = slave, slave, Files{In: slave, Out: slave, Err: slave}
 	var seen syncBuffer
 	go func() { // ends when the terminal is closed
 		buf := make([]byte, 4096)
@@ -87,7 +87,7 @@ func TestRealTerminal(t *testing.T) {
 		}
 		t.Fatalf("%q never came: %q", want, seen.String())
 	}
-	now, err := term.GetState(int(slave.Fd()))
+	now, err := kernel.GetState(int(slave.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestRealTerminal(t *testing.T) {
 	if code := <-done; code != 0 {
 		t.Fatalf("code %d: %s", code, r.err.String())
 	}
-	after, err := term.GetState(int(slave.Fd()))
+	after, err := kernel.GetState(int(slave.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,31 +10,6 @@ import (
 	"atoll/internal/store"
 )
 
-func unknownKind(name string) error {
-	e := errs.New(errs.Invalid, "unknown kind %q", name).WithHint("known kinds: %s", strings.Join(api.KindNames(), ", "))
-	if near := api.Nearest(name, api.KindNames()); near != "" {
-		e.Hint = "did you mean " + near + "? atoll api-resources lists all"
-	}
-	return e
-}
-
-// splitRef takes "instance/web", "instance/acme/research/web" or "tenant/acme/research"
-// apart; ok is false when s does not begin with a kind.
-func splitRef(s string) (d *api.Definition, tenant, name string, ok bool) {
-	kind, rest, has := strings.Cut(s, "/")
-	d, known := api.Lookup(kind)
-	if !has || !known || rest == "" {
-		return nil, "", "", false
-	}
-	if !d.Tenanted {
-		return d, "", rest, true
-	}
-	if i := strings.LastIndexByte(rest, '/'); i >= 0 {
-		return d, rest[:i], rest[i+1:], true
-	}
-	return d, "", rest, true
-}
-
 // ref names one object: KIND/NAME, KIND/TENANT/NAME.
 func (c *call) ref(ctx context.Context, s string) (api.Ref, error) {
 	d, tenant, name, ok := splitRef(s)
@@ -74,13 +49,6 @@ func (c *call) refOf(ctx context.Context, d *api.Definition, tenant, name string
 		r.Tenant, err = c.tenant(ctx)
 	}
 	return r, err
-}
-
-func article(s string) string {
-	if strings.ContainsRune("aeiou", rune(s[0])) {
-		return "an " + s
-	}
-	return "a " + s
 }
 
 // targets reads "KIND/NAME…", "KIND NAME…" or "KIND[,KIND]" of a command line.
@@ -233,4 +201,9 @@ func (c *call) instances(ctx context.Context, names []string, labels string) ([]
 		out = append(out, o.(*api.Instance))
 	}
 	return out, nil
+}
+
+// docs reads the objects of files; those without a tenant get the one that is meant.
+func (c *call) docs(ctx context.Context, files []string, recursive bool) ([]doc, error) {
+	return readDocs(c.In, func() (string, error) { return c.tenant(ctx) }, files, recursive)
 }

@@ -92,7 +92,7 @@ func (o *specOptions) flags(fs *pflag.FlagSet) {
 }
 
 // instance makes the object the flags describe.
-func (o *specOptions) instance(c *call, image string, command []string) (*api.Instance, error) {
+func (o *specOptions) instance(getenv func(string) string, image string, command []string) (*api.Instance, error) {
 	in := &api.Instance{Head: api.Head{K: api.KindInstance}}
 	in.Name = o.name
 	s := &in.Spec
@@ -110,15 +110,18 @@ func (o *specOptions) instance(c *call, image string, command []string) (*api.In
 	if len(o.capAdd)+len(o.capDrop) > 0 {
 		s.Capabilities = &api.Capabilities{Add: o.capAdd, Drop: o.capDrop}
 	}
-	for _, step := range []func(*call, *api.Instance) error{o.setMeta, o.setResources, o.setEnv, o.setNetwork, o.setMounts, o.setHealth, o.setPlacement} {
-		if err := step(c, in); err != nil {
+	if err := o.setEnv(getenv, in); err != nil {
+		return nil, err
+	}
+	for _, step := range []func(*api.Instance) error{o.setMeta, o.setResources, o.setNetwork, o.setMounts, o.setHealth, o.setPlacement} {
+		if err := step(in); err != nil {
 			return nil, err
 		}
 	}
 	return in, nil
 }
 
-func (o *specOptions) setMeta(_ *call, in *api.Instance) (err error) {
+func (o *specOptions) setMeta(in *api.Instance) (err error) {
 	if in.Labels, err = parsePairs("label", o.labels); err != nil {
 		return err
 	}
@@ -126,7 +129,7 @@ func (o *specOptions) setMeta(_ *call, in *api.Instance) (err error) {
 	return err
 }
 
-func (o *specOptions) setResources(_ *call, in *api.Instance) error {
+func (o *specOptions) setResources(in *api.Instance) error {
 	read := func(kind, flag, single string, r api.Resource, into *api.Resources) error {
 		if single == "" {
 			return nil
@@ -169,21 +172,21 @@ func (o *specOptions) setResources(_ *call, in *api.Instance) error {
 }
 
 // setEnv: files first, so that a flag outranks them.
-func (o *specOptions) setEnv(c *call, in *api.Instance) error {
+func (o *specOptions) setEnv(getenv func(string) string, in *api.Instance) error {
 	var all []api.EnvVar
 	for _, f := range o.envFiles {
 		b, err := readBounded(f, maxEnvFile)
 		if err != nil {
 			return badFlag("env-file", f, err.Error(), "")
 		}
-		vars, err := parseEnvFile(b, c.Getenv)
+		vars, err := parseEnvFile(b, getenv)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f, err)
 		}
 		all = append(all, vars...)
 	}
 	for _, e := range o.env {
-		v, set, err := parseEnv(e, c.Getenv)
+		v, set, err := parseEnv(e, getenv)
 		if err != nil {
 			return err
 		}
@@ -203,7 +206,7 @@ func (o *specOptions) setEnv(c *call, in *api.Instance) error {
 	return nil
 }
 
-func (o *specOptions) setNetwork(_ *call, in *api.Instance) error {
+func (o *specOptions) setNetwork(in *api.Instance) error {
 	for _, n := range o.networks {
 		in.Spec.Networks = append(in.Spec.Networks, api.Attach{Name: n})
 	}
@@ -223,7 +226,7 @@ func (o *specOptions) setNetwork(_ *call, in *api.Instance) error {
 	return nil
 }
 
-func (o *specOptions) setMounts(_ *call, in *api.Instance) error {
+func (o *specOptions) setMounts(in *api.Instance) error {
 	for _, s := range o.volumes {
 		m, err := parseVolume(s)
 		if err != nil {
@@ -241,7 +244,7 @@ func (o *specOptions) setMounts(_ *call, in *api.Instance) error {
 	return nil
 }
 
-func (o *specOptions) setHealth(_ *call, in *api.Instance) error {
+func (o *specOptions) setHealth(in *api.Instance) error {
 	h := &api.Health{HTTP: o.healthHTTP, TCP: o.healthTCP, Failures: o.healthFailures,
 		Every: duration(o.healthEvery), Timeout: duration(o.healthTimeout), StartPeriod: duration(o.healthLag)}
 	if o.healthCmd != "" {
@@ -265,7 +268,7 @@ func duration(d time.Duration) *api.Duration {
 	return &v
 }
 
-func (o *specOptions) setPlacement(_ *call, in *api.Instance) (err error) {
+func (o *specOptions) setPlacement(in *api.Instance) (err error) {
 	p := &api.Placement{Node: o.node, Zone: o.zone}
 	if p.NodeLabels, err = parsePairs("node-label", o.nodeLabels); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +16,7 @@ import (
 
 // session is a person or program at one end of a live stream, and a process at the other.
 type session struct {
-	c      *call
+	io     Streams
 	stream Stream
 	stdin  bool
 	tty    bool
@@ -43,8 +44,8 @@ func (s *session) run(ctx context.Context) (code int, err error) {
 	defer wg.Wait()
 	defer s.stream.Close()
 	defer cancel(nil)
-	if s.tty && s.c.Term.InIs() && s.stdin {
-		restore, err := s.c.Term.Raw()
+	if s.tty && s.io.Term.InIs() && s.stdin {
+		restore, err := s.io.Term.Raw()
 		if err != nil {
 			return 0, errs.New(errs.Unsupported, "take over the terminal: %w", err)
 		}
@@ -81,9 +82,9 @@ func (s *session) receive() (int, error) {
 		case api.ChanStdout, api.ChanStderr:
 			s.progress.end()
 			s.alive()
-			w := s.c.Out
+			w := s.io.Out
 			if ch == api.ChanStderr {
-				w = s.c.Err
+				w = s.io.Err
 			}
 			if _, err := w.Write(p); err != nil {
 				return 0, err
@@ -116,7 +117,7 @@ func exitError(e api.StreamExit) error {
 	if e.Kind == "" {
 		return nil
 	}
-	return &errs.Error{Kind: errs.Kind(e.Kind), Msg: first(e.Message, errs.Kind(e.Kind).Title()), Hint: e.Hint}
+	return &errs.Error{Kind: errs.Kind(e.Kind), Msg: cmp.Or(e.Message, errs.Kind(e.Kind).Title()), Hint: e.Hint}
 }
 
 // feed sends standard input, watching for the detach keys.
@@ -124,7 +125,7 @@ func (s *session) feed(cancel context.CancelCauseFunc) {
 	buf := make([]byte, 32<<10)
 	d := detacher{keys: s.detach}
 	for {
-		n, err := s.c.In.Read(buf)
+		n, err := s.io.In.Read(buf)
 		if n > 0 {
 			out, hit := d.filter(buf[:n])
 			if len(out) > 0 && s.stream.Write(api.ChanStdin, out) != nil {
@@ -207,7 +208,7 @@ func (s *session) forwardSignals(ctx context.Context, cancel context.CancelCause
 	if len(want) == 0 {
 		return
 	}
-	ch, stop := s.c.Signals(want...)
+	ch, stop := s.io.Signals(want...)
 	defer stop()
 	names := map[os.Signal]string{syscall.SIGINT: "INT", syscall.SIGTERM: "TERM", syscall.SIGQUIT: "QUIT", syscall.SIGHUP: "HUP"}
 	for n := 0; ; {
@@ -216,7 +217,7 @@ func (s *session) forwardSignals(ctx context.Context, cancel context.CancelCause
 			return
 		case sig := <-ch:
 			if sig == syscall.SIGWINCH {
-				_ = writeJSON(s.stream, api.ChanResize, s.c.Term.Size()) // a broken stream shows at its reader
+				_ = writeJSON(s.stream, api.ChanResize, s.io.Term.Size()) // a broken stream shows at its reader
 				continue
 			}
 			if s.interrupted != nil {
@@ -230,27 +231,17 @@ func (s *session) forwardSignals(ctx context.Context, cancel context.CancelCause
 				return
 			}
 			if n == forceAfter-1 {
-				s.c.note("once more ends atoll without waiting for the process")
+				s.io.note("once more ends atoll without waiting for the process")
 			}
 			_ = s.stream.Write(api.ChanSignal, []byte(names[sig]))
 		}
 	}
 }
 
-// finish turns the end of a session into the end of the program.
-func (c *call) finish(code int, err error, ref api.Ref) error {
-	switch {
-	case errors.Is(err, errDetached):
-		c.note("\r\ndetached; %s runs on (back: atoll attach %s)", ref, ref.Name)
-		return nil
-	case errors.Is(err, errForced):
-		return exitCode(130)
-	case err != nil && code >= 125 && code <= 127:
-		return &startFailed{err: err, code: code}
-	case err != nil:
+func writeJSON(s Stream, ch byte, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
 		return err
-	case code != 0:
-		return exitCode(code)
 	}
-	return nil
+	return s.Write(ch, b)
 }

@@ -85,7 +85,7 @@ func (o *topOptions) run(ctx context.Context, c *call) error {
 }
 
 func (o *topOptions) print(c *call, rep api.UsageReport, what string, t *table) error {
-	if err := sortRows(t, o.sort); err != nil {
+	if err := t.sort(o.sort); err != nil {
 		return err
 	}
 	switch o.format {
@@ -97,7 +97,7 @@ func (o *topOptions) print(c *call, rep api.UsageReport, what string, t *table) 
 		case 'i':
 			part = rep.Instances
 		}
-		return c.printValue(part, o.format)
+		return printValue(c.Out, part, o.format)
 	case "name":
 		for _, r := range t.rows {
 			c.say("%s", r[0])
@@ -115,37 +115,6 @@ func (o *topOptions) print(c *call, rep api.UsageReport, what string, t *table) 
 	}
 	_, err := fmt.Fprint(c.Out, text)
 	return err
-}
-
-func cores(milli int64) string {
-	if milli == 0 {
-		return "0"
-	}
-	return api.HumanQuantity(api.CPU, milli)
-}
-
-func size(b int64) string { return api.HumanQuantity(api.Memory, b) }
-
-func limitOf(r api.Resources, name api.Resource) string {
-	if v, ok := r[name]; ok {
-		return api.HumanQuantity(name, v)
-	}
-	return "-"
-}
-
-// both shows CPU and memory of an amount: "1 CPU 2Gi".
-func both(r api.Resources) string {
-	if len(r) == 0 {
-		return "-"
-	}
-	var out []string
-	if v, ok := r[api.CPU]; ok {
-		out = append(out, cores(v)+" CPU")
-	}
-	if v, ok := r[api.Memory]; ok {
-		out = append(out, size(v))
-	}
-	return dash(strings.Join(out, " "))
 }
 
 func pressure(u api.Usage) string {
@@ -213,4 +182,11 @@ func topInstances(rep api.UsageReport) *table {
 			size(u.Usage.ReceivedBytes), size(u.Usage.SentBytes), fmt.Sprint(u.Usage.Pids), pressure(u.Usage))
 	}
 	return t
+}
+
+func limitOf(r api.Resources, name api.Resource) string {
+	if v, ok := r[name]; ok {
+		return api.HumanQuantity(name, v)
+	}
+	return "-"
 }

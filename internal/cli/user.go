@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -87,7 +88,7 @@ func (o *userOptions) tenant(ctx context.Context, c *call) (string, error) {
 
 // bindingName is the same for the same role and tenant, so that all its users share one object.
 func bindingName(role, tenant string) string {
-	where := strings.ReplaceAll(first(tenant, "pool"), "/", "-")
+	where := strings.ReplaceAll(cmp.Or(tenant, "pool"), "/", "-")
 	name := role + "-in-" + where
 	if tenant == "" {
 		name = role + "-pool"
@@ -143,7 +144,7 @@ func (o *userOptions) bind(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	c.say("%s is %s in %s", user, role, first(tenant, "the whole pool"))
+	c.say("%s is %s in %s", user, role, cmp.Or(tenant, "the whole pool"))
 	return nil
 }
 
@@ -179,9 +180,9 @@ func (o *userOptions) unbind(ctx context.Context, c *call) error {
 		}
 	}
 	if !found {
-		return errs.New(errs.NotFound, "%s is not %s in %s", user, role, first(tenant, "the whole pool")).WithHint("atoll user roles %s", user)
+		return errs.New(errs.NotFound, "%s is not %s in %s", user, role, cmp.Or(tenant, "the whole pool")).WithHint("atoll user roles %s", user)
 	}
-	c.say("%s is no longer %s in %s", user, role, first(tenant, "the whole pool"))
+	c.say("%s is no longer %s in %s", user, role, cmp.Or(tenant, "the whole pool"))
 	return nil
 }
 
@@ -200,10 +201,10 @@ func userRoles(ctx context.Context, c *call, o output) error {
 	var rows [][]string
 	for _, b := range list {
 		if slices.Contains(b.Spec.Users, c.args[0]) {
-			rows = append(rows, []string{b.Spec.Role, first(b.Spec.Tenant, "(pool)"), b.Name})
+			rows = append(rows, []string{b.Spec.Role, cmp.Or(b.Spec.Tenant, "(pool)"), b.Name})
 		}
 	}
-	return c.printRows(o, []string{"ROLE", "TENANT", "BINDING"}, rows)
+	return o.printRows(c.Out, []string{"ROLE", "TENANT", "BINDING"}, rows)
 }
 
 func roleVerb() Verb {
@@ -240,7 +241,7 @@ func roleList(ctx context.Context, c *call, o output) error {
 			name = ""
 		}
 	}
-	c.printTable(t, o)
+	o.printTable(c.Out, t)
 	return nil
 }
 

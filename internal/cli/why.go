@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -85,7 +86,7 @@ func (c *call) whyInstance(ctx context.Context, in *api.Instance, indent string)
 	}
 	for _, cond := range in.Status.Conditions {
 		if !cond.Status {
-			say("Note: %s", first(cond.Message, cond.Type+" does not hold"))
+			say("Note: %s", cmp.Or(cond.Message, cond.Type+" does not hold"))
 		}
 	}
 	c.whyShare(ctx, cl, in, say)
@@ -104,18 +105,18 @@ func headline(in *api.Instance, a *api.Assignment) string {
 		}
 		return s + "."
 	}
-	verb, since := "is placed on "+a.Spec.Node, ""
+	state, since := "is placed on "+a.Spec.Node, ""
 	switch st := in.StateOf(); st {
 	case api.StateRunning:
-		verb = "runs on " + a.Spec.Node
+		state = "runs on " + a.Spec.Node
 		if in.Status.StartedAt != nil {
 			since = " since " + in.Status.StartedAt.Local().Format(time.TimeOnly)
 		}
 	case api.StatePending:
 	default:
-		verb = fmt.Sprintf("is %s on %s", st, a.Spec.Node)
+		state = fmt.Sprintf("is %s on %s", st, a.Spec.Node)
 	}
-	s := fmt.Sprintf("%s %s%s (generation %d", in.Name, verb, since, a.Spec.Generation)
+	s := fmt.Sprintf("%s %s%s (generation %d", in.Name, state, since, a.Spec.Generation)
 	if d != nil {
 		if d.TookUS > 0 {
 			s += fmt.Sprintf(", placed in %s ms", trimFloat(float64(d.TookUS)/1000, 2))
@@ -123,14 +124,6 @@ func headline(in *api.Instance, a *api.Assignment) string {
 		s += fmt.Sprintf(", of %s", plural(d.Of, "node"))
 	}
 	return s + ")."
-}
-
-func trimFloat(f float64, digits int) string {
-	s := fmt.Sprintf("%.*f", digits, f)
-	if strings.Contains(s, ".") {
-		s = strings.TrimRight(strings.TrimRight(s, "0"), ".")
-	}
-	return s
 }
 
 // verdicts is a line for each node that was looked at.
@@ -211,14 +204,6 @@ func (c *call) whyShare(ctx context.Context, cl Client, in *api.Instance, say fu
 	}
 }
 
-// short is an amount without its unit's name.
-func short(r api.Resource, v int64) string {
-	if r == api.CPU {
-		return cores(v)
-	}
-	return api.HumanQuantity(r, v)
-}
-
 func (c *call) whyNode(ctx context.Context, n *api.Node) error {
 	switch {
 	case !n.Ready():
@@ -233,7 +218,7 @@ func (c *call) whyNode(ctx context.Context, n *api.Node) error {
 	}
 	for _, cond := range n.Status.Conditions {
 		if !cond.Status {
-			c.say("  %s: %s", cond.Type, first(cond.Message, cond.Reason, "does not hold"))
+			c.say("  %s: %s", cond.Type, cmp.Or(cond.Message, cond.Reason, "does not hold"))
 		}
 	}
 	for _, d := range n.Status.Drivers {
@@ -260,13 +245,13 @@ func (c *call) whyTenant(ctx context.Context, t *api.Tenant) error {
 		c.say("%s is suspended: nothing new may be created or started in it.", t.Name)
 	}
 	c.say("%s is guaranteed %s, may use at most %s, and gets idle share with weight %d.", t.Name,
-		first(askedFor(t.Spec.Guarantee), "nothing"), first(askedFor(t.Spec.Limit), "all there is"), t.Spec.EffectiveWeight())
+		cmp.Or(askedFor(t.Spec.Guarantee), "nothing"), cmp.Or(askedFor(t.Spec.Limit), "all there is"), t.Spec.EffectiveWeight())
 	l, err := store.Get[*api.Ledger](ctx, cl, api.Ref{Kind: api.KindLedger, Tenant: t.Name, Name: api.LedgerName})
 	if err != nil && errs.KindOf(err) != errs.NotFound {
 		return err
 	}
 	if l != nil {
-		c.say("  admitted: %s", first(askedFor(l.Spec.Requested), "nothing"))
+		c.say("  admitted: %s", cmp.Or(askedFor(l.Spec.Requested), "nothing"))
 		if len(l.Spec.Promised) > 0 {
 			c.say("  promised to the tenants inside: %s", askedFor(l.Spec.Promised))
 		}
@@ -275,7 +260,7 @@ func (c *call) whyTenant(ctx context.Context, t *api.Tenant) error {
 		}
 	}
 	for _, cond := range t.Status.Conditions {
-		c.say("  %s: %s", cond.Type, first(cond.Message, cond.Reason))
+		c.say("  %s: %s", cond.Type, cmp.Or(cond.Message, cond.Reason))
 	}
 	return nil
 }
