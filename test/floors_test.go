@@ -46,10 +46,22 @@ var floors = map[string]int{
 	// 3 actors
 	"internal/control": 30,
 	"internal/agent":   30,
-	// 4 surfaces
-	"internal/server": 40,
-	"internal/cli":    40,
-	"internal/sim":    40,
+	// 4 surfaces; the command line in storeys: what it is made of, what verbs are made
+	// of, the verbs by subject, the list of them
+	"internal/cli/render": 32,
+	"internal/cli/term":   32,
+	"internal/cli/parse":  33,
+	"internal/cli/conn":   34,
+	"internal/cli/stream": 35,
+	"internal/cli/verb":   36,
+	"internal/cli/live":   37,
+	"internal/cli/object": 37,
+	"internal/cli/setup":  37,
+	"internal/cli/tell":   38,
+	"internal/cli/pool":   39,
+	"internal/server":     40,
+	"internal/cli":        40,
+	"internal/sim":        40,
 	// 5 assembly
 	"test/rig":  48, // pools for tests and benches
 	"bench/lib": 49,

@@ -1,11 +1,12 @@
-// Package cli is the command line: one file per verb, each an options struct with
-// its flags and its run. It speaks to the pool only through Client and knows
-// nothing of how things are stored, placed or run, so that it starts in a few
-// milliseconds; what a verb needs is made when the verb runs.
+// Package cli is the command line: the list of all verbs, the tree made of them, and
+// the exit code. The verbs are in packages by subject (live, object, tell, pool,
+// setup), one file per verb, each an options struct with its flags and its run. They
+// speak to a pool only through conn.Client and know nothing of how things are stored,
+// placed or run, so that the program starts in a few milliseconds; what a verb needs
+// is made when the verb runs.
 //
-// It starts goroutines only for the length of one verb and waits for them, with
-// one exception that it names: a read of standard input cannot be taken back.
-// It must never put a secret on a command line, in a log or in an error.
+// It starts no goroutine. It must never put a secret on a command line, in a log or in
+// an error.
 package cli
 
 import (
@@ -19,35 +20,43 @@ import (
 	"github.com/spf13/pflag"
 
 	"atoll/api"
+	"atoll/internal/cli/live"
+	"atoll/internal/cli/object"
+	"atoll/internal/cli/pool"
+	"atoll/internal/cli/render"
+	"atoll/internal/cli/setup"
+	"atoll/internal/cli/tell"
+	"atoll/internal/cli/verb"
 	"atoll/internal/errs"
 )
 
 // Commands lists every verb.
-func Commands() []Verb {
-	return []Verb{
-		runVerb(), createVerb(), execVerb(), attachVerb(), logsVerb(), cpVerb(),
-		startVerb(), stopVerb(), restartVerb(),
-		getVerb(), describeVerb(), applyVerb(), editVerb(), deleteVerb(), waitVerb(),
-		whyVerb(), explainVerb(), eventsVerb(), topVerb(), apiResourcesVerb(),
-		tenantVerb(), nodeVerb(), imageVerb(), userVerb(), tokenVerb(), roleVerb(),
-		useVerb(), loginVerb(), backupVerb(), doctorVerb(), versionVerb(), completionVerb(),
+func Commands() []verb.Def {
+	return []verb.Def{
+		live.Run(), live.Create(), live.Exec(), live.Attach(), tell.Logs(), live.Cp(),
+		live.Start(), live.Stop(), live.Restart(),
+		object.Get(), tell.Describe(), object.Apply(), object.Edit(), object.Delete(), object.Wait(),
+		tell.Why(), tell.Explain(), tell.Events(), tell.Top(), tell.Resources(),
+		pool.Tenant(), pool.Node(), pool.Image(), pool.User(), pool.Token(), pool.Role(),
+		setup.Use(), setup.Login(), setup.Backup(), setup.Doctor(), setup.Version(), completionVerb(),
 	}
 }
 
 // Main runs one command line and returns its exit code.
-func Main(ctx context.Context, w IO, args []string) int {
-	c := &call{IO: w, words: args, completing: len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd)}
-	root := c.tree()
+func Main(ctx context.Context, w verb.IO, args []string) int {
+	c := &verb.Call{IO: w, Words: args, Completing: len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd)}
+	root := tree(c)
 	root.SetArgs(args)
 	root.SetIn(w.In)
 	root.SetOut(w.Out)
 	root.SetErr(w.Err)
 	err := root.ExecuteContext(ctx)
-	c.close()
-	return c.report(err)
+	c.Close()
+	return report(c, err)
 }
 
-func (c *call) tree() *cobra.Command {
+// tree makes the commands of all verbs.
+func tree(c *verb.Call) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "atoll",
 		Short: "Run and share a pool of servers",
@@ -67,19 +76,19 @@ shares of it and run containers and stronger isolated instances in it.`,
 		},
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
-	c.global.flags(root.Flags())
+	c.Global.Flags(root.Flags())
 	root.SetFlagErrorFunc(flagError)
 	for _, g := range []cobra.Group{
-		{ID: groupRun, Title: "Run things:"}, {ID: groupObject, Title: "Objects:"}, {ID: groupTell, Title: "See and understand:"},
-		{ID: groupPool, Title: "The pool:"}, {ID: groupSetup, Title: "Setup:"},
+		{ID: verb.GroupRun, Title: "Run things:"}, {ID: verb.GroupObject, Title: "Objects:"}, {ID: verb.GroupTell, Title: "See and understand:"},
+		{ID: verb.GroupPool, Title: "The pool:"}, {ID: verb.GroupSetup, Title: "Setup:"},
 	} {
 		root.AddGroup(&g)
 	}
 	for _, v := range Commands() {
-		if !c.mayBeMeant(v) {
+		if !mayBeMeant(c, v) {
 			v = outline(v)
 		}
-		root.AddCommand(c.command(v))
+		root.AddCommand(command(c, v))
 	}
 	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "Exit codes of atoll", Long: exitCodesText()})
 	return root
@@ -88,19 +97,19 @@ shares of it and run containers and stronger isolated instances in it.`,
 // mayBeMeant reports whether a verb's name is among the words of the command line.
 // Only then its flags are made: all flags of all verbs take a noticeable part of a
 // start. What shows or completes any verb needs them all.
-func (c *call) mayBeMeant(v Verb) bool {
-	if c.words == nil || c.completing {
+func mayBeMeant(c *verb.Call, v verb.Def) bool {
+	if c.Words == nil || c.Completing {
 		return true
 	}
 	names := append([]string{strings.Fields(v.Use)[0]}, v.Aliases...)
-	return slices.ContainsFunc(c.words, func(w string) bool { return slices.Contains(names, w) })
+	return slices.ContainsFunc(c.Words, func(w string) bool { return slices.Contains(names, w) })
 }
 
-func (c *call) command(v Verb) *cobra.Command {
+func command(c *verb.Call, v verb.Def) *cobra.Command {
 	cmd := &cobra.Command{Use: v.Use, Short: v.Short, Long: v.Long, Example: v.Example, Aliases: v.Aliases, GroupID: v.Group,
 		DisableFlagsInUseLine: true}
 	for _, s := range v.Sub {
-		cmd.AddCommand(c.command(s))
+		cmd.AddCommand(command(c, s))
 	}
 	if v.Run == nil {
 		cmd.Args = cobra.ArbitraryArgs
@@ -118,7 +127,7 @@ func (c *call) command(v Verb) *cobra.Command {
 	if v.Flags != nil {
 		v.Flags(fs)
 	}
-	c.global.flags(fs)
+	c.Global.Flags(fs)
 	cmd.Args = func(_ *cobra.Command, args []string) error {
 		if len(args) < v.Min || v.Max >= 0 && len(args) > v.Max {
 			return errs.New(errs.Invalid, "%s: %s", cmd.CommandPath(), countRule(v, len(args))).WithHint("usage: %s", cmd.UseLine())
@@ -126,31 +135,31 @@ func (c *call) command(v Verb) *cobra.Command {
 		return nil
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c.args, c.dash, c.flags = args, cmd.ArgsLenAtDash(), fs
+		c.Args, c.Dash, c.Flags = args, cmd.ArgsLenAtDash(), fs
 		return v.Run(cmd.Context(), c)
 	}
-	if c.completing {
-		c.completeFlags(cmd)
+	if c.Completing {
+		completeFlags(c, cmd)
 	}
 	if v.Complete != nil {
 		cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-			c.args, c.dash, c.flags = args, -1, fs
+			c.Args, c.Dash, c.Flags = args, -1, fs
 			return v.Complete(cmd.Context(), c, typed), cobra.ShellCompDirectiveNoFileComp
 		}
 	}
 	return cmd
 }
 
-func countRule(v Verb, got int) string {
+func countRule(v verb.Def, got int) string {
 	switch {
 	case v.Max == 0:
 		return "takes no arguments"
 	case v.Min == v.Max:
-		return fmt.Sprintf("takes %s, not %d", plural(v.Min, "argument"), got)
+		return fmt.Sprintf("takes %s, not %d", render.Plural(v.Min, "argument"), got)
 	case got < v.Min:
-		return fmt.Sprintf("needs at least %s", plural(v.Min, "argument"))
+		return fmt.Sprintf("needs at least %s", render.Plural(v.Min, "argument"))
 	}
-	return fmt.Sprintf("takes at most %s, not %d", plural(v.Max, "argument"), got)
+	return fmt.Sprintf("takes at most %s, not %d", render.Plural(v.Max, "argument"), got)
 }
 
 func unknownVerb(cmd *cobra.Command, name string) error {
@@ -194,6 +203,6 @@ other command. A command ended by Ctrl-C ends with 130.`
 }
 
 // outline is a verb as the list of verbs shows it.
-func outline(v Verb) Verb {
-	return Verb{Use: v.Use, Short: v.Short, Group: v.Group, Aliases: v.Aliases}
+func outline(v verb.Def) verb.Def {
+	return verb.Def{Use: v.Use, Short: v.Short, Group: v.Group, Aliases: v.Aliases}
 }

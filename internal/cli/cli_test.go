@@ -17,6 +17,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"atoll/api"
+	"atoll/internal/cli/conn"
+	"atoll/internal/cli/term"
+	"atoll/internal/cli/verb"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
 )
@@ -30,11 +33,16 @@ type fakeTerminal struct {
 	raw          int
 }
 
-func (f *fakeTerminal) InIs() bool                { return f.in }
-func (f *fakeTerminal) OutIs() bool               { return f.out }
-func (f *fakeTerminal) ErrIs() bool               { return f.err }
-func (f *fakeTerminal) Raw() (func(), error)      { f.raw++; return func() { f.raw-- }, nil }
-func (f *fakeTerminal) Size() api.TermSize        { return f.size }
+func (f *fakeTerminal) InIs() bool { return f.in }
+
+func (f *fakeTerminal) OutIs() bool { return f.out }
+
+func (f *fakeTerminal) ErrIs() bool { return f.err }
+
+func (f *fakeTerminal) Raw() (func(), error) { f.raw++; return func() { f.raw-- }, nil }
+
+func (f *fakeTerminal) Size() api.TermSize { return f.size }
+
 func (f *fakeTerminal) Password() (string, error) { return "t0ken", nil }
 
 // fixed is a clock that stands still for Now and lets timers run.
@@ -76,7 +84,7 @@ type rig struct {
 	out   syncBuffer
 	err   syncBuffer
 	sig   chan os.Signal
-	seen  *Settings
+	seen  *conn.Settings
 	// socket, when set, is where a server stands between the user and the world.
 	socket string
 	clock  clock.Clock
@@ -87,15 +95,15 @@ func newRig(t testing.TB) *rig {
 	return &rig{world: newWorld(t, 2000), term: &fakeTerminal{}, clock: fixed{}, home: t.TempDir(), env: map[string]string{"TMPDIR": t.TempDir()}, in: strings.NewReader(""), sig: make(chan os.Signal, 8)}
 }
 
-func (r *rig) io() IO {
-	return IO{Streams: Streams{In: r.in, Out: &r.out, Err: &r.err, Term: r.term,
+func (r *rig) io() verb.IO {
+	return verb.IO{Streams: term.Streams{In: r.in, Out: &r.out, Err: &r.err, Term: r.term,
 		Getenv:  func(k string) string { return r.env[k] },
 		Signals: func(...os.Signal) (<-chan os.Signal, func()) { return r.sig, func() {} }}, Clock: r.clock, Home: r.home,
-		Dial: func(s Settings) (Client, error) {
+		Dial: func(s conn.Settings) (conn.Client, error) {
 			r.seen = &s
 			if r.socket != "" {
 				s.Socket, s.Server = r.socket, ""
-				return Connect(s)
+				return conn.Dial(s)
 			}
 			return r.world, nil
 		}}
@@ -260,7 +268,7 @@ func TestRunAbortedBeforeItRuns(t *testing.T) {
 	r.world.stall = make(chan struct{})
 	done := make(chan int)
 	go func() { done <- r.run("run", "--name", "x", "busybox", "sleep") }()
-	time.Sleep(2 * quietFor) // by then it knows that nothing runs yet
+	time.Sleep(2 * verb.QuietFor) // by then it knows that nothing runs yet
 	r.sig <- syscall.SIGINT
 	if code := <-done; code != 130 {
 		t.Fatalf("code %d, want 130", code)
@@ -385,8 +393,8 @@ func TestColourOnTerminalOnly(t *testing.T) {
 
 // TestEveryVerbHelps: a sentence, an example and no surprise for each verb.
 func TestEveryVerbHelps(t *testing.T) {
-	var walk func(path string, list []Verb)
-	walk = func(path string, list []Verb) {
+	var walk func(path string, list []verb.Def)
+	walk = func(path string, list []verb.Def) {
 		for _, v := range list {
 			name := path + " " + strings.Fields(v.Use)[0]
 			if v.Short == "" || v.Example == "" {
@@ -407,15 +415,15 @@ func TestEveryVerbHelps(t *testing.T) {
 // TestReadsHaveOutput: -o on every read, --wait on every write of instances.
 func TestReadsHaveOutput(t *testing.T) {
 	for _, line := range []string{"get", "events", "top", "version", "doctor", "api-resources", "tenant list", "node list", "image list", "user list", "token list", "role list"} {
-		c := &call{}
-		cmd, _, err := c.tree().Find(strings.Fields(line))
+		c := &verb.Call{}
+		cmd, _, err := tree(c).Find(strings.Fields(line))
 		if err != nil || cmd.Flags().Lookup("output") == nil {
 			t.Errorf("%s has no -o (%v)", line, err)
 		}
 	}
 	for _, line := range []string{"run", "start", "stop", "restart", "delete", "apply", "tenant delete"} {
-		c := &call{}
-		cmd, _, err := c.tree().Find(strings.Fields(line))
+		c := &verb.Call{}
+		cmd, _, err := tree(c).Find(strings.Fields(line))
 		if err != nil || cmd.Flags().Lookup("wait") == nil {
 			t.Errorf("%s has no --wait (%v)", line, err)
 		}

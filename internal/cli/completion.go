@@ -7,37 +7,38 @@ import (
 	"github.com/spf13/pflag"
 
 	"atoll/api"
+	"atoll/internal/cli/verb"
 	"atoll/internal/errs"
 )
 
-func completionVerb() Verb {
-	return Verb{
-		Use: "completion bash|zsh|fish", Group: groupSetup, Min: 1, Max: 1, Short: "Print a script that completes commands, kinds and names",
+func completionVerb() verb.Def {
+	return verb.Def{
+		Use: "completion bash|zsh|fish", Group: verb.GroupSetup, Min: 1, Max: 1, Short: "Print a script that completes commands, kinds and names",
 		Example: "  source <(atoll completion bash)\n  atoll completion zsh > ~/.zfunc/_atoll\n  atoll completion fish > ~/.config/fish/completions/atoll.fish",
 		Flags:   func(*pflag.FlagSet) {},
-		Run: func(_ context.Context, c *call) error {
-			fresh := &call{IO: c.IO}
-			root := fresh.tree()
+		Run: func(_ context.Context, c *verb.Call) error {
+			fresh := &verb.Call{IO: c.IO}
+			root := tree(fresh)
 			gen := map[string]func() error{
 				"bash": func() error { return root.GenBashCompletionV2(c.Out, true) },
 				"zsh":  func() error { return root.GenZshCompletion(c.Out) },
 				"fish": func() error { return root.GenFishCompletion(c.Out, true) },
-			}[c.args[0]]
+			}[c.Args[0]]
 			if gen == nil {
-				return errs.New(errs.Invalid, "completion: unknown shell %q", c.args[0]).WithHint("bash, zsh or fish")
+				return errs.New(errs.Invalid, "completion: unknown shell %q", c.Args[0]).WithHint("bash, zsh or fish")
 			}
 			return gen()
 		},
-		Complete: func(context.Context, *call, string) []string { return []string{"bash", "zsh", "fish"} },
+		Complete: func(context.Context, *verb.Call, string) []string { return []string{"bash", "zsh", "fish"} },
 	}
 }
 
 // completeFlags completes the values of flags that name objects.
-func (c *call) completeFlags(cmd *cobra.Command) {
+func completeFlags(c *verb.Call, cmd *cobra.Command) {
 	values := map[string]func(ctx context.Context) []string{
-		"tenant": func(ctx context.Context) []string { c.args = nil; return completeTenants(ctx, c, "") },
-		"in":     func(ctx context.Context) []string { c.args = nil; return completeTenants(ctx, c, "") },
-		"node":   func(ctx context.Context) []string { return c.namesOf(ctx, api.KindNode) },
+		"tenant": func(ctx context.Context) []string { c.Args = nil; return verb.CompleteTenants(ctx, c, "") },
+		"in":     func(ctx context.Context) []string { c.Args = nil; return verb.CompleteTenants(ctx, c, "") },
+		"node":   func(ctx context.Context) []string { return c.NamesOf(ctx, api.KindNode) },
 		"output": func(context.Context) []string { return []string{"table", "wide", "json", "yaml", "name"} },
 		"isolation": func(context.Context) []string {
 			return []string{"container", "sandbox", "vm", "wasm", "auto"}

@@ -13,6 +13,7 @@ import (
 	kernel "golang.org/x/term"
 
 	"atoll/api"
+	"atoll/internal/cli/term"
 )
 
 // openPTY gives both ends of a new terminal, or skips where there is none.
@@ -60,7 +61,7 @@ func TestRealTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := r.io()
-	w.In, w.Out, w.Term = slave, slave, Files{In: slave, Out: slave, Err: slave}
+	w.In, w.Out, w.Term = slave, slave, term.Files{In: slave, Out: slave, Err: slave}
 	var seen syncBuffer
 	go func() { // ends when the terminal is closed
 		buf := make([]byte, 4096)

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"syscall"
 
+	"atoll/internal/cli/render"
+	"atoll/internal/cli/verb"
 	"atoll/internal/errs"
 )
 
 // report prints an error and gives its exit code.
-func (c *call) report(err error) int {
-	var code exitCode
+func report(c *verb.Call, err error) int {
+	var code verb.ExitCode
 	switch {
 	case err == nil:
 		return 0
@@ -21,11 +23,11 @@ func (c *call) report(err error) int {
 	case errors.Is(err, context.Canceled):
 		return 130
 	}
-	err = c.explain(err)
-	printError(c.Err, err, c.colour(c.Term.ErrIs()))
-	var start *startFailed
+	err = c.Explain(err)
+	render.PrintError(c.Err, err, c.Colour(c.Term.ErrIs()))
+	var start *verb.StartFailed
 	if errors.As(err, &start) {
-		return start.code
+		return start.Code
 	}
 	return errs.ExitCode(err)
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"atoll/api"
+	"atoll/internal/cli/conn"
+	"atoll/internal/cli/verb"
 	"atoll/internal/errs"
 	"atoll/internal/store"
 	"atoll/internal/tunnel"
@@ -238,7 +240,7 @@ func (w *world) actOnce(ctx context.Context, in *api.Instance) error {
 	default:
 		return nil
 	}
-	if same(before, in) {
+	if verb.Same(before, in) {
 		return nil
 	}
 	_, err = w.Mem.Commit(ctx, store.Update(in))
@@ -383,7 +385,7 @@ func (w *world) finish(ctx context.Context, ref api.Ref, p *proc) {
 }
 
 // Stream serves streams as a node does.
-func (w *world) Stream(ctx context.Context, r StreamRequest) (Stream, error) {
+func (w *world) Stream(ctx context.Context, r conn.StreamRequest) (conn.Stream, error) {
 	if r.Verb != tunnel.VerbImage {
 		if _, err := w.Get(ctx, r.Instance); err != nil {
 			return nil, err
@@ -628,8 +630,8 @@ func (w *world) Usage(ctx context.Context, _ string) (api.UsageReport, error) {
 }
 
 // WhoAmI is root.
-func (w *world) WhoAmI(context.Context) (Identity, error) {
-	return Identity{User: "root", Admin: true}, nil
+func (w *world) WhoAmI(context.Context) (conn.Identity, error) {
+	return conn.Identity{User: "root", Admin: true}, nil
 }
 
 // ServerVersion is fixed.
@@ -651,4 +653,4 @@ func (w *world) Restore(_ context.Context, r io.Reader) error {
 // Close does nothing: the world outlives a call.
 func (w *world) Close() error { return nil }
 
-var _ Client = (*world)(nil)
+var _ conn.Client = (*world)(nil)

@@ -1,0 +1,103 @@
+package pool
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"atoll/api"
+	"atoll/internal/cli/object"
+	"atoll/internal/cli/parse"
+	"atoll/internal/cli/render"
+	"atoll/internal/cli/tell"
+	"atoll/internal/cli/verb"
+	"atoll/internal/errs"
+)
+
+// Node is the group of verbs about nodes.
+func Node() verb.Def {
+	list, desc := &render.Output{}, &tell.DescribeOptions{}
+	change := func(use, short, example string, min int, fn func(c *verb.Call, n *api.Node) error) verb.Def {
+		return verb.Def{Use: use, Min: min, Max: -1, Short: short, Example: example, Complete: verb.CompleteNodes,
+			Run: func(ctx context.Context, c *verb.Call) error { return changeNode(ctx, c, fn) }}
+	}
+	return verb.Def{
+		Use: "node", Group: verb.GroupPool, Aliases: []string{"nodes"}, Short: "Nodes: the hosts of the pool",
+		Example: "  atoll node list -o wide\n  atoll node cordon isle2\n  atoll node taint isle3 gpu=only:NoSchedule",
+		Sub: []verb.Def{
+			{Use: "list", Aliases: []string{"ls"}, Short: "List nodes", Example: "  atoll node list -o wide", Flags: list.Flags,
+				Run: func(ctx context.Context, c *verb.Call) error { return object.ListKind(ctx, c, api.KindNode, *list) }},
+			{Use: "describe NODE…", Min: 1, Max: -1, Short: "Tell all about nodes", Example: "  atoll node describe isle1", Complete: verb.CompleteNodes,
+				Flags: func(fs *pflag.FlagSet) { fs.IntVar(&desc.Events, "events", 10, "how many of the last events") },
+				Run: func(ctx context.Context, c *verb.Call) error {
+					c.Args = append([]string{"node"}, c.Args...)
+					return desc.Run(ctx, c)
+				}},
+			change("cordon NODE", "Place nothing new on a node; what runs stays", "  atoll node cordon isle2", 1,
+				func(_ *verb.Call, n *api.Node) error { n.Spec.Cordoned = true; return nil }),
+			change("uncordon NODE", "Place on a node again", "  atoll node uncordon isle2", 1,
+				func(_ *verb.Call, n *api.Node) error { n.Spec.Cordoned = false; return nil }),
+			change("taint NODE KEY[=VALUE]:EFFECT…", "Keep away what does not tolerate it; KEY- takes a taint away",
+				"  atoll node taint isle3 gpu=only:NoSchedule\n  atoll node taint isle3 gpu-", 2, taintNode),
+			change("label NODE KEY=VALUE…", "Label a node; KEY- takes a label away", "  atoll node label isle1 disk=ssd rack-", 2, labelNode),
+		},
+	}
+}
+
+// changeNode changes the node named first; the change may look at the other arguments.
+func changeNode(ctx context.Context, c *verb.Call, fn func(c *verb.Call, n *api.Node) error) error {
+	obj, err := c.Get(ctx, api.Ref{Kind: api.KindNode, Name: strings.TrimPrefix(c.Args[0], "node/")})
+	if err != nil {
+		return err
+	}
+	before := obj.(*api.Node)
+	if err := fn(c, api.Clone(before)); err != nil {
+		return err // before anything is written
+	}
+	n, err := verb.Update(ctx, c, before, func(n *api.Node) { _ = fn(c, n) }) // it passed above
+	if err != nil {
+		return err
+	}
+	if verb.Same(before, n) {
+		c.Say("node/%s unchanged", n.Name)
+		return nil
+	}
+	c.Say("node/%s changed", n.Name)
+	return nil
+}
+
+func taintNode(c *verb.Call, n *api.Node) error {
+	for _, a := range c.Args[1:] {
+		if key, ok := strings.CutSuffix(a, "-"); ok {
+			key, effect, _ := strings.Cut(key, ":")
+			n.Spec.Taints = slices.DeleteFunc(n.Spec.Taints, func(t api.Taint) bool {
+				return t.Key == key && (effect == "" || strings.EqualFold(t.Effect, effect))
+			})
+			continue
+		}
+		t, err := parse.Taint("taint", a)
+		if err != nil {
+			return err
+		}
+		n.Spec.Taints = slices.DeleteFunc(n.Spec.Taints, func(old api.Taint) bool { return old.Key == t.Key && old.Effect == t.Effect })
+		n.Spec.Taints = append(n.Spec.Taints, t)
+	}
+	return nil
+}
+
+func labelNode(c *verb.Call, n *api.Node) error {
+	for _, a := range c.Args[1:] {
+		if key, ok := strings.CutSuffix(a, "-"); ok && !strings.Contains(key, "=") {
+			delete(n.Labels, key)
+			continue
+		}
+		k, v, ok := strings.Cut(a, "=")
+		if !ok || k == "" {
+			return errs.New(errs.Invalid, "%q is not a label", a).WithHint("write KEY=VALUE, or KEY- to take it away")
+		}
+		n.Labels = verb.With(n.Labels, k, v)
+	}
+	return nil
+}
