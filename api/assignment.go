@@ -23,6 +23,9 @@ type AssignmentSpec struct {
 	Node        string    `json:"node,omitempty" doc:"where it runs; empty: nowhere yet"`
 	Generation  int64     `json:"generation" doc:"grows with every move; an agent refuses an older one"`
 	Address     string    `json:"address,omitempty" doc:"address on its network" example:"10.88.0.2"`
+	Devices     []int     `json:"devices,omitempty" doc:"GPUs of the node it may use, by number"`
+	CPUs        string    `json:"cpus,omitempty" doc:"cores it alone may use" example:"4-7"`
+	Cell        *int      `json:"cell,omitempty" doc:"NUMA cell its memory comes from"`
 	Decision    *Decision `json:"decision,omitempty" doc:"why there, or why nowhere"`
 }
 

@@ -50,6 +50,7 @@ var definitions = []*Definition{
 	assignmentDefinition(),
 	ledgerDefinition(),
 	priorityClassDefinition(),
+	budgetDefinition(),
 	eventDefinition(),
 }
 
@@ -294,6 +295,16 @@ func (t LabelTerm) matches(labels map[string]string) bool {
 		}
 	}
 	return hit != t.Not
+}
+
+// FormatLabels writes labels in the order of their keys: "app=web,tier=front".
+func FormatLabels(m map[string]string) string {
+	out := make([]string, 0, len(m))
+	for k, v := range m {
+		out = append(out, k+"="+v)
+	}
+	sort.Strings(out)
+	return strings.Join(out, ",")
 }
 
 // ParseLabels reads "app=db,tier!=web,gpu,!old,zone in (a b)".

@@ -36,6 +36,10 @@ type InstanceSpec struct {
 	Limits    Resources `json:"limits,omitempty" doc:"ceiling on what is actually used" example:"{memory: 1Gi, iops: 2000}"`
 	CPUs      string    `json:"cpus,omitempty" doc:"run only on these cores of the host" example:"0-3,8"`
 
+	ExclusiveCPUs bool     `json:"exclusiveCpus,omitempty" doc:"whole cores of one NUMA cell that nothing else of the pool uses; needs whole cores in requests and the class guaranteed"`
+	Hugepages     string   `json:"hugepages,omitempty" doc:"memory of that size from huge pages, part of requests.memory" example:"1Gi"`
+	GPUModels     []string `json:"gpuModels,omitempty" doc:"only on one of these models" example:"[A100, H100]"`
+
 	Restart   string     `json:"restart,omitempty" doc:"what to do when it ends" enum:"always|on-failure|never" default:"always"`
 	Stopped   bool       `json:"stopped,omitempty" doc:"keep it, but do not run it"`
 	Restarts  int64      `json:"restartRequests,omitempty" doc:"grows by one with every 'atoll restart'"`
@@ -132,31 +136,6 @@ type Health struct {
 type LogPolicy struct {
 	MaxSize string `json:"maxSize,omitempty" doc:"a file is rotated at this size" default:"10Mi"`
 	Files   int    `json:"files,omitempty" doc:"how many files are kept; 1 to 100" default:"3"`
-}
-
-// Placement says where an instance may and should run.
-type Placement struct {
-	Node       string            `json:"node,omitempty" doc:"only on this node" example:"isle1"`
-	NodeLabels map[string]string `json:"nodeLabels,omitempty" doc:"only on nodes with these labels" example:"disk: ssd"`
-	Zone       string            `json:"zone,omitempty" doc:"only in this zone" example:"room-a"`
-	Tolerate   []Taint           `json:"tolerate,omitempty" doc:"taints that do not keep it away; an empty value tolerates any"`
-	Spread     []SpreadTerm      `json:"spread,omitempty" doc:"keep instances of the same labels apart, evenly"`
-	Near       []AffinityTerm    `json:"near,omitempty" doc:"run where these run"`
-	Avoid      []AffinityTerm    `json:"avoid,omitempty" doc:"do not run where these run"`
-	MaxPerNode int               `json:"maxPerNode,omitempty" doc:"at most so many with the same labels on one node"`
-}
-
-// SpreadTerm asks for even spreading.
-type SpreadTerm struct {
-	Topology string `json:"topology" doc:"what to spread over" enum:"host|rack|zone" example:"zone"`
-	MaxSkew  int    `json:"maxSkew,omitempty" doc:"largest difference between domains; 0: as even as possible, but no refusal"`
-}
-
-// AffinityTerm names other instances of the tenant.
-type AffinityTerm struct {
-	Labels    map[string]string `json:"labels" doc:"instances with all these labels" example:"{app: db}"`
-	Topology  string            `json:"topology,omitempty" doc:"where counts as the same place" enum:"host|rack|zone" default:"host"`
-	Preferred bool              `json:"preferred,omitempty" doc:"a wish, not a condition"`
 }
 
 // State is where an instance is in its life.
@@ -338,6 +317,7 @@ func (i *Instance) Validate() []errs.Field {
 	f = append(f, s.validateMounts()...)
 	f = append(f, s.validateHealth()...)
 	f = append(f, s.validatePlacement()...)
+	f = append(f, s.validateDevices()...)
 	if l := s.Logs; l != nil {
 		if l.MaxSize != "" {
 			if v, err := ParseQuantity(Disk, l.MaxSize); err != nil || v < 64<<10 {
@@ -502,30 +482,6 @@ func (s *InstanceSpec) HealthPort(target string) (port uint16, urlPath string, e
 		return 0, "", fmt.Errorf("must be a port number or the name of one of spec.ports")
 	}
 	return uint16(n), "/" + rest, nil
-}
-
-func (s *InstanceSpec) validatePlacement() []errs.Field {
-	p := s.Placement
-	if p == nil {
-		return nil
-	}
-	var f []errs.Field
-	for i, t := range p.Spread {
-		f = append(f, oneOf(fmt.Sprintf("spec.placement.spread[%d].topology", i), t.Topology, []string{"host", "rack", "zone"})...)
-	}
-	for name, terms := range map[string][]AffinityTerm{"near": p.Near, "avoid": p.Avoid} {
-		for i, t := range terms {
-			at := fmt.Sprintf("spec.placement.%s[%d]", name, i)
-			f = append(f, optional(at+".topology", t.Topology, "host", "rack", "zone")...)
-			if len(t.Labels) == 0 {
-				f = append(f, errs.Field{Field: at + ".labels", Rule: "must name at least one label", Example: "{app: db}"})
-			}
-		}
-	}
-	if p.MaxPerNode < 0 {
-		f = append(f, errs.Field{Field: "spec.placement.maxPerNode", Value: fmt.Sprint(p.MaxPerNode), Rule: "must not be negative", Example: "1"})
-	}
-	return f
 }
 
 // ParseCPUSet reads "0-3,8" into core numbers.

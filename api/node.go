@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +27,32 @@ type NodeSpec struct {
 	Reserve  Resources `json:"reserve,omitempty" doc:"kept for the host itself" default:"cpu 200m, memory 1Gi (at most a tenth of the host)"`
 	Zone     string    `json:"zone,omitempty" doc:"failure domain" example:"room-a"`
 	Rack     string    `json:"rack,omitempty" doc:"failure domain inside the zone" example:"r12"`
+	Region   string    `json:"region,omitempty" doc:"where the zone is" example:"north"`
+
+	Overcommit Overcommit `json:"overcommit,omitzero" doc:"how much more CPU is promised than there is"`
+	Price      string     `json:"price,omitempty" doc:"what the host costs per hour" example:"0.42"`
+	IdleWatts  int        `json:"idleWatts,omitempty" doc:"power it draws with nothing to do" example:"90"`
+	MaxWatts   int        `json:"maxWatts,omitempty" doc:"power it draws at full load" example:"250"`
+}
+
+// Overcommit is how much CPU a host promises for what it has, in percent, by class.
+type Overcommit struct {
+	Guaranteed int `json:"guaranteed,omitempty" doc:"100 to 115" default:"100" example:"110"`
+	Burstable  int `json:"burstable,omitempty" doc:"100 to 1000; over all requests" default:"100" example:"200"`
+}
+
+// Device is a GPU of a host.
+type Device struct {
+	Model  string `json:"model" doc:"model" example:"A100"`
+	Memory int64  `json:"memory,omitempty" doc:"bytes of its memory"`
+	Cell   int    `json:"cell,omitempty" doc:"NUMA cell it is attached to"`
+}
+
+// Cell is a NUMA node of a host: cores and memory that are near each other.
+type Cell struct {
+	CPUs      string `json:"cpus" doc:"its cores" example:"0-15,32-47"`
+	Memory    int64  `json:"memory,omitempty" doc:"bytes of its memory"`
+	Hugepages int64  `json:"hugepages,omitempty" doc:"bytes of it in huge pages"`
 }
 
 // Taint keeps instances away that do not tolerate it.
@@ -56,6 +83,8 @@ type NodeStatus struct {
 	Version     string       `json:"version,omitempty" doc:"version of the agent"`
 	BootID      string       `json:"bootId,omitempty" doc:"changes with every boot of the host"`
 	Images      []string     `json:"images,omitempty" doc:"digests of the images that are here"`
+	Devices     []Device     `json:"devices,omitempty" doc:"its GPUs"`
+	Cells       []Cell       `json:"cells,omitempty" doc:"its NUMA cells, when there are several"`
 }
 
 // Capability is one driver of a node and what it can do.
@@ -86,13 +115,37 @@ func (n *Node) Validate() []errs.Field {
 		}
 		f = append(f, oneOf(path+".effect", t.Effect, []string{"NoSchedule", "NoExecute"})...)
 	}
-	for field, v := range map[string]string{"spec.zone": n.Spec.Zone, "spec.rack": n.Spec.Rack} {
+	f = append(f, n.Spec.Overcommit.validate()...)
+	if p := n.Spec.Price; p != "" {
+		if v, err := strconv.ParseFloat(p, 64); err != nil || v < 0 || v > 1e9 {
+			f = append(f, errs.Field{Field: "spec.price", Value: clip(p), Rule: "must be a number of 0 or more", Example: "0.42"})
+		}
+	}
+	if n.Spec.IdleWatts < 0 || n.Spec.MaxWatts < 0 || n.Spec.MaxWatts > 0 && n.Spec.IdleWatts > n.Spec.MaxWatts {
+		f = append(f, errs.Field{Field: "spec.idleWatts", Value: strconv.Itoa(n.Spec.IdleWatts), Rule: "must be 0 to spec.maxWatts, " + strconv.Itoa(n.Spec.MaxWatts), Example: "90"})
+	}
+	for field, v := range map[string]string{"spec.zone": n.Spec.Zone, "spec.rack": n.Spec.Rack, "spec.region": n.Spec.Region} {
 		if v != "" && !ValidName(v) {
 			f = append(f, errs.Field{Field: field, Value: clip(v), Rule: nameRule, Example: "room-a"})
 		}
 	}
 	return f
 }
+
+func (o Overcommit) validate() []errs.Field {
+	var f []errs.Field
+	if g := o.Guaranteed; g != 0 && (g < 100 || g > MaxGuaranteedOvercommit) {
+		f = append(f, errs.Field{Field: "spec.overcommit.guaranteed", Value: strconv.Itoa(g), Rule: fmt.Sprintf("must be 100 to %d percent", MaxGuaranteedOvercommit), Example: "110"})
+	}
+	if b := o.Burstable; b != 0 && (b < 100 || b > 1000) {
+		f = append(f, errs.Field{Field: "spec.overcommit.burstable", Value: strconv.Itoa(b), Rule: "must be 100 to 1000 percent", Example: "200"})
+	}
+	return f
+}
+
+// MaxGuaranteedOvercommit is the most CPU, in percent of what a host has, that may
+// be promised to instances of the class guaranteed.
+const MaxGuaranteedOvercommit = 115
 
 func nodeDefinition() *Definition {
 	return &Definition{
