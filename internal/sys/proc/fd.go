@@ -155,3 +155,42 @@ func SetWinsize(f *os.File, cols, rows uint16) error {
 	}
 	return serr
 }
+
+// OpenTerminal makes a terminal in raw mode: ours is read and written by us, theirs is what a
+// program gets. What ours is given is not shown again.
+func OpenTerminal() (ours, theirs *os.File, err error) {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open /dev/ptmx: %w", err)
+	}
+	ours = os.NewFile(uintptr(fd), "terminal")
+	peer, err := openPeer(fd)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("make a terminal: %w", err), ours.Close())
+	}
+	return ours, os.NewFile(uintptr(peer), "terminal"), nil
+}
+
+// openPeer opens the other side of a terminal, wherever /dev/pts is mounted.
+func openPeer(fd int) (int, error) {
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		return -1, err
+	}
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return -1, errno
+	}
+	t, err := unix.IoctlGetTermios(int(peer), unix.TCGETS)
+	if err == nil {
+		t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
+		t.Oflag &^= unix.OPOST
+		t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+		t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
+		err = unix.IoctlSetTermios(int(peer), unix.TCSETS, t)
+	}
+	if err != nil {
+		_ = unix.Close(int(peer))
+		return -1, err
+	}
+	return int(peer), nil
+}

@@ -202,6 +202,28 @@ func TestADescriptorIsReceived(t *testing.T) {
 	}
 }
 
+func TestATerminalPassesEverythingOn(t *testing.T) {
+	ours, theirs, err := OpenTerminal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	if err := SetWinsize(ours, 91, 33); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 64)
+	for _, way := range []struct{ from, to *os.File }{{ours, theirs}, {theirs, ours}} {
+		const text = "a\x03\x04b\r\n" // an interrupt and an end of file for a terminal that is not raw
+		if _, err := way.from.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := way.to.Read(buf); err != nil || string(buf[:n]) != text {
+			t.Errorf("%q %v", buf[:n], err)
+		}
+	}
+}
+
 func FuzzParseEvents(f *testing.F) {
 	f.Add([]byte{1, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 'a', 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {

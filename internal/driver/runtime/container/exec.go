@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"atoll/api"
@@ -32,14 +33,15 @@ const drain = 250 * time.Millisecond
 
 // session is one command in an instance.
 type session struct {
-	dir  string // <Run>/i/<id>/exec/<n>
-	rec  *record
-	pid  int // of the instance's first process
-	req  api.ExecRequest
-	st   driver.Stream
-	cmd  *exec.Cmd
-	done chan struct{} // closed when cmd has ended
-	werr error         // of cmd.Wait, valid after done
+	dir   string // <Run>/i/<id>/exec/<n>
+	rec   *record
+	pid   int // of the instance's first process
+	req   api.ExecRequest
+	st    driver.Stream
+	cmd   *exec.Cmd
+	leads bool          // standard input is the terminal that cmd controls
+	done  chan struct{} // closed when cmd has ended
+	werr  error         // of cmd.Wait, valid after done
 }
 
 // Exec runs a command in a running instance. A Read of st.In that blocks is left to
@@ -198,6 +200,12 @@ func (r *Runtime) start(e *environment, id string, s *session, in, out, errw *os
 	}
 	attr, done := e.groups.StartBeside(s.rec.Cgroup)
 	defer done()
+	if s.leads {
+		if attr == nil {
+			attr = &syscall.SysProcAttr{}
+		}
+		attr.Setsid, attr.Setctty = true, true // its standard input tells it of new sizes
+	}
 	s.cmd.SysProcAttr = attr
 	err := proc.InMountNS(r.conmonPid(id), func() error {
 		if err := e.enterGroup(s.rec.Cgroup); err != nil {
@@ -352,17 +360,37 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// execTTY runs the command on a terminal of its own.
-func (r *Runtime) execTTY(ctx context.Context, e *environment, id string, s *session) error {
+// terminal starts the command on a terminal of its own; nil without error when the runtime
+// ended before it made one. crun hands over the instance's; runc does so only when it is not waited
+// for, and otherwise copies between that one and its own: it gets one.
+func (r *Runtime) terminal(ctx context.Context, e *environment, id string, s *session) (*os.File, error) {
+	if !e.isCrun {
+		ours, theirs, err := proc.OpenTerminal()
+		if err != nil {
+			return nil, err
+		}
+		defer theirs.Close()
+		s.leads = true
+		if err := r.start(e, id, s, theirs, theirs, nil, "--tty"); err != nil {
+			_ = ours.Close()
+			return nil, err
+		}
+		return ours, nil
+	}
 	sock, err := proc.ListenFD(r.run("x"), "t"+strconv.FormatInt(r.serial.Add(1), 36))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer sock.Close()
 	if err := r.start(e, id, s, nil, nil, nil, "--tty", "--console-socket", sock.Path); err != nil {
-		return err
+		return nil, err
 	}
-	tty, err := s.console(ctx, e, sock)
+	return s.console(ctx, e, sock)
+}
+
+// execTTY runs the command on a terminal.
+func (r *Runtime) execTTY(ctx context.Context, e *environment, id string, s *session) error {
+	tty, err := r.terminal(ctx, e, id, s)
 	if err != nil || tty == nil {
 		return err
 	}

@@ -81,9 +81,12 @@ func open(t testing.TB) *fixture {
 	return f
 }
 
+// runtimeVar names another OCI runtime than the one that is chosen where both are: runc.
+const runtimeVar = "ATOLL_TEST_RUNTIME"
+
 // reopen is a new life of the daemon.
 func (f *fixture) reopen() *Runtime {
-	r, err := New(f.deps, Config{})
+	r, err := New(f.deps, Config{Runtime: os.Getenv(runtimeVar)})
 	if err != nil {
 		f.t.Fatal(err)
 	}

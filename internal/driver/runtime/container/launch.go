@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -209,8 +210,8 @@ func supervisors(instance string) string {
 }
 
 // conmonGroup is the cgroup of an instance's supervisor: never the daemon's, so that whoever
-// ends the daemon's group does not end the instances. On v2 the runtime puts the first process
-// into a group that only that one is in. On v1 everything is started in the instance's groups, because
+// ends the daemon's group does not end the instances. On v2, and with runc, the runtime puts the first process
+// into a group that only that one is in. With crun on v1 everything is started in the instance's groups, because
 // moving a process there later costs more than all the rest of the start; the tenant pays for its 0.4 MB.
 func (e *environment) conmonGroup(instance string) string {
 	if e.inherits() {
@@ -222,12 +223,18 @@ func (e *environment) conmonGroup(instance string) string {
 // inherits reports whether the first process gets its cgroups by being started in them.
 func (e *environment) inherits() bool { return e.isCrun && e.groups.Mode != cgroup.V2 }
 
-// enterGroup moves the calling thread where what it starts shall be.
+// enterGroup moves the calling thread where what it starts shall be; on v2 that is done at the start.
 func (e *environment) enterGroup(instance string) error {
-	if e.inherits() {
-		return e.groups.EnterThread(instance)
+	if e.groups.Mode == cgroup.V2 {
+		return nil
 	}
-	return nil
+	group := e.conmonGroup(instance)
+	if group != instance { // which is there already
+		if err := e.groups.Create(group); err != nil {
+			return err
+		}
+	}
+	return e.groups.EnterThread(group)
 }
 
 func (r *Runtime) logFile(id string) string { return r.state("i", id, "log", "log") }
@@ -290,7 +297,12 @@ func cleanMessage(m string) string {
 		if i := strings.Index(l, ": "); i > 0 && strings.HasPrefix(l, "20") && strings.Contains(l[:i], "T") {
 			l = l[i+2:]
 		}
-		if l != "" {
+		if _, msg, ok := strings.Cut(l, " msg="); ok && strings.HasPrefix(l, "time=") { // runc
+			if q, err := strconv.QuotedPrefix(msg); err == nil {
+				l, _ = strconv.Unquote(q) // just found to be quoted
+			}
+		}
+		if l != "" && !slices.Contains(out, l) {
 			out = append(out, l)
 		}
 	}

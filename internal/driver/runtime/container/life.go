@@ -13,7 +13,6 @@ import (
 
 	"atoll/internal/driver"
 	"atoll/internal/errs"
-	"atoll/internal/sys/cgroup"
 	"atoll/internal/sys/proc"
 )
 
@@ -28,7 +27,7 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	o, rec, found := r.look(e, id)
+	o, _, found := r.look(e, id)
 	switch {
 	case !found:
 		return notHere(id)
@@ -43,7 +42,6 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 	if err := r.release(ctx, e, id); err != nil {
 		return fmt.Errorf("start %s: %w", id, err)
 	}
-	r.settleConmon(e, rec)
 	return nil
 }
 
@@ -89,23 +87,6 @@ func (e *environment) manager() string {
 		return "--cgroup-manager=cgroupfs"
 	}
 	return ""
-}
-
-// settleConmon takes the supervisor out of the daemon's cgroups where it was not started
-// outside already: with runc on v1. A failure leaves it where it is; the next life tries again.
-func (r *Runtime) settleConmon(e *environment, rec *record) {
-	pid := r.conmonPid(rec.ID)
-	group := supervisors(rec.Cgroup)
-	if pid == 0 || e.inherits() || e.groups.Mode == cgroup.V2 || e.groups.Contains(group, pid) {
-		return
-	}
-	err := e.groups.Create(group)
-	if err == nil {
-		err = e.groups.Join(group, pid)
-	}
-	if err != nil && proc.Alive(pid) {
-		r.log.Warn("supervisor stays in the daemon's cgroup", "instance", rec.ID, "error", err)
-	}
 }
 
 // Stop asks the first process to end, and kills it when it does not.
@@ -332,7 +313,6 @@ func (r *Runtime) Observe(ctx context.Context) ([]driver.Observed, error) {
 		}
 		o, rec, found := r.look(e, id)
 		if found && rec != nil && (o.Phase == driver.PhaseRunning || o.Phase == driver.PhasePrepared) {
-			r.settleConmon(e, rec)
 			r.killOrphanExecs(e, rec)
 		}
 		unlock()

@@ -51,3 +51,16 @@ func TestSeekTail(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatRuntimesComplainOfIsReadable(t *testing.T) {
+	for in, want := range map[string]string{
+		"2026-11-22T09:23:58.123456Z: executable file `nope` not found in $PATH: No such file or directory\n":                         "executable file `nope` not found in $PATH: No such file or directory",
+		`time="2026-11-22T09:23:58Z" level=error msg="runc create failed: exec: \"nope\": executable file not found in $PATH"` + "\n": `runc create failed: exec: "nope": executable file not found in $PATH`,
+		"time=\"x\" level=error msg=\"a\"\ntime=\"y\" level=error msg=\"a\"\nmore\n":                                                  "a; more",
+		"time=\"x\" msg=unquoted\n": "time=\"x\" msg=unquoted",
+	} {
+		if got := cleanMessage(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}

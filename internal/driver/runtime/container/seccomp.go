@@ -33,7 +33,9 @@ func (r *Runtime) addSeccomp(e *environment, o *oci) error {
 	if err != nil {
 		return fmt.Errorf("seccomp profile: %w", err)
 	}
-	profile.Flags = []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagSpecAllow}
+	if e.isCrun { // runc sets it unasked, and refuses to be asked before 1.2
+		profile.Flags = []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagSpecAllow}
+	}
 	raw, err := json.Marshal(profile)
 	if err != nil {
 		return fmt.Errorf("seccomp profile: %w", err)
