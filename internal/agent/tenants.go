@@ -156,7 +156,7 @@ func (u *upkeep) Reconcile(ctx context.Context, _ store.Store, _ api.Ref) (recon
 			return reconcile.Result{}, err
 		}
 	}
-	return reconcile.Result{Again: publishEvery}, nil
+	return reconcile.Result{Again: publishEvery, Poll: true}, nil
 }
 
 // publish writes the node object: made the first time, its status afterwards, and

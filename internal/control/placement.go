@@ -180,7 +180,7 @@ func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, 
 			next.Spec.Generation++
 		} else if sameRefusal(a.Spec.Decision, &d.Decision) {
 			p.pending[ref] = true
-			return reconcile.Result{Again: retryPending}, nil
+			return reconcile.Result{Again: retryPending, Poll: true}, nil
 		}
 	}
 	// The instance must still be what was looked at: not changed, not removed.
@@ -194,7 +194,7 @@ func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, 
 	}
 	if d.Node == "" {
 		p.pending[ref] = true
-		return reconcile.Result{Again: retryPending}, nil
+		return reconcile.Result{Again: retryPending, Poll: true}, nil
 	}
 	delete(p.pending, ref)
 	p.view.Place(it, d.Node)

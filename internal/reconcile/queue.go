@@ -31,6 +31,7 @@ type queue struct {
 	dirty   map[api.Ref]bool // came again while being worked on
 	fails   map[api.Ref]int
 	later   delayHeap
+	polls   delayHeap // those of later that only poll, apart
 	due     map[api.Ref]*delayed
 	seq     int
 }
@@ -40,6 +41,7 @@ type delayed struct {
 	at    time.Time
 	seq   int
 	index int
+	poll  bool
 }
 
 func newQueue(c clock.Clock) *queue {
@@ -56,7 +58,7 @@ func (q *queue) add(ref api.Ref) {
 
 func (q *queue) push(ref api.Ref) {
 	if d := q.due[ref]; d != nil {
-		heap.Remove(&q.later, d.index)
+		heap.Remove(q.heapOf(d.poll), d.index)
 		delete(q.due, ref)
 	}
 	switch {
@@ -66,6 +68,13 @@ func (q *queue) push(ref api.Ref) {
 		q.queued[ref] = true
 		q.ready = append(q.ready, ref)
 	}
+}
+
+func (q *queue) heapOf(poll bool) *delayHeap {
+	if poll {
+		return &q.polls
+	}
+	return &q.later
 }
 
 func (q *queue) signal() {
@@ -84,7 +93,8 @@ func (q *queue) close() {
 
 // done ends the work on ref: after an error it comes again with a growing pause
 // (a conflict at once: somebody was faster, the new state is there already).
-func (q *queue) done(ref api.Ref, again time.Duration, err error) {
+func (q *queue) done(ref api.Ref, res Result, err error) {
+	again, poll := res.Again, res.Poll && err == nil
 	q.mu.Lock()
 	delete(q.working, ref)
 	switch {
@@ -102,10 +112,10 @@ func (q *queue) done(ref api.Ref, again time.Duration, err error) {
 		delete(q.dirty, ref)
 		q.push(ref)
 	} else if again > 0 && !q.queued[ref] {
-		d := &delayed{ref: ref, at: q.clock.Now().Add(again), seq: q.seq}
+		d := &delayed{ref: ref, at: q.clock.Now().Add(again), seq: q.seq, poll: poll}
 		q.seq++
 		q.due[ref] = d
-		heap.Push(&q.later, d)
+		heap.Push(q.heapOf(poll), d)
 	}
 	q.mu.Unlock()
 	q.signal()
@@ -120,8 +130,10 @@ func (q *queue) try() (api.Ref, bool) {
 
 func (q *queue) take() (api.Ref, bool) {
 	now := q.clock.Now()
-	for len(q.later) > 0 && !q.later[0].at.After(now) {
-		q.push(q.later[0].ref) // takes it off the heap
+	for _, h := range []*delayHeap{&q.later, &q.polls} {
+		for len(*h) > 0 && !(*h)[0].at.After(now) {
+			q.push((*h)[0].ref) // takes it off the heap
+		}
 	}
 	if len(q.ready) == 0 || q.closed {
 		return api.Ref{}, false
@@ -140,8 +152,8 @@ func (q *queue) next(ctx context.Context) (api.Ref, bool) {
 		ref, ok := q.take()
 		closed, more := q.closed, len(q.ready) > 0
 		var wait time.Duration = time.Hour
-		if len(q.later) > 0 {
-			wait = q.later[0].at.Sub(q.clock.Now())
+		if at, ok := q.earliest(); ok {
+			wait = at.Sub(q.clock.Now())
 		}
 		q.mu.Unlock()
 		if ok {
@@ -167,6 +179,25 @@ func (q *queue) next(ctx context.Context) (api.Ref, bool) {
 }
 
 func (q *queue) nextAt() (time.Time, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.ready) > 0 {
+		return q.clock.Now(), true
+	}
+	return q.earliest()
+}
+
+// earliest is when the first of what is delayed is due. Called with mu held.
+func (q *queue) earliest() (at time.Time, ok bool) {
+	for _, h := range []delayHeap{q.later, q.polls} {
+		if len(h) > 0 && (!ok || h[0].at.Before(at)) {
+			at, ok = h[0].at, true
+		}
+	}
+	return at, ok
+}
+
+func (q *queue) nextWork() (time.Time, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.ready) > 0 {

@@ -37,7 +37,11 @@ type Controller interface {
 // Result tells the engine what should be looked at next, beside what changes in the store.
 type Result struct {
 	Again time.Duration // look at the same ref after this; 0: only when it changes
-	Also  []api.Ref     // look at these now
+	// Poll says that Again only looks for what nobody reports: as long as nothing
+	// changed, in the store or in the world, the call does nothing. Run makes it all the
+	// same; the simulator, where nothing changes unreported, leaves it out (see NextWork).
+	Poll bool
+	Also []api.Ref // look at these now
 }
 
 // Events lets metrics, logs and tests see the engine work. Fields may be nil.
@@ -60,8 +64,9 @@ type unit struct {
 	queue   *queue
 	workers int
 	store   store.Store
-	known   []map[api.Ref]bool // per watch, what is in its selection (Settle only)
+	known   []map[api.Ref]bool // per watch, what is in its selection (Settle and Turn only)
 	seen    int64              // revision up to which Settle has looked (0: not listed yet)
+	calls   int                // that Turn has begun and that have not ended
 }
 
 // New makes an engine without controllers.
@@ -184,7 +189,7 @@ func (e *Engine) one(ctx context.Context, u *unit, ref api.Ref) {
 	if err != nil && ctx.Err() == nil && !errors.Is(err, errs.Conflict) {
 		e.log.Warn("reconcile failed; trying again", "controller", u.Name(), "ref", ref.String(), "error", err)
 	}
-	u.queue.done(ref, res.Again, err)
+	u.queue.done(ref, res, err)
 	for _, r := range res.Also {
 		u.queue.add(r)
 	}
@@ -217,6 +222,39 @@ func (e *Engine) Settle(ctx context.Context, h History, limit int) (int, error) 
 					return calls, errs.New(errs.Internal, "controllers do not settle: %d calls, last %s for %s", calls, u.Name(), ref)
 				}
 				e.one(ctx, u, ref)
+			}
+		}
+		if !busy {
+			return calls, nil
+		}
+	}
+}
+
+// Turn is Settle for a caller in whose world a call may take time: every call is
+// given to run, which may return before the call has ended, and at most so many calls
+// of a controller are under way as it has workers. When one ends later, Turn has to be
+// called again. It returns how many calls were begun. Turn and the calls must not run
+// at the same time: the caller lets one after the other work.
+func (e *Engine) Turn(ctx context.Context, h History, run func(call func())) (int, error) {
+	calls := 0
+	for {
+		busy := false
+		for _, u := range e.units {
+			if err := e.pull(ctx, u, h); err != nil {
+				return calls, err
+			}
+			for u.calls < u.workers {
+				ref, ok := u.queue.try()
+				if !ok {
+					break
+				}
+				busy = true
+				calls++
+				u.calls++
+				run(func() {
+					defer func() { u.calls-- }()
+					e.one(ctx, u, ref)
+				})
 			}
 		}
 		if !busy {
@@ -265,6 +303,17 @@ func (e *Engine) NextAt() (time.Time, bool) {
 	var at time.Time
 	for _, u := range e.units {
 		if t, ok := u.queue.nextAt(); ok && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	return at, !at.IsZero()
+}
+
+// NextWork is NextAt without the calls that only poll.
+func (e *Engine) NextWork() (time.Time, bool) {
+	var at time.Time
+	for _, u := range e.units {
+		if t, ok := u.queue.nextWork(); ok && (at.IsZero() || t.Before(at)) {
 			at = t
 		}
 	}
