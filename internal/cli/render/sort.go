@@ -49,7 +49,7 @@ func compareCells(a, b string, cpu bool) int {
 // sizeOf reads "120m/500m/-", "88Mi", "12" and ages such as "3m"; with cpu an m is a thousandth.
 func sizeOf(s string, cpu bool) (float64, bool) {
 	s, _, _ = strings.Cut(s, "/")
-	if word, _, Brief := strings.Cut(s, " CPU"); Brief { // "2.4 CPU 88Mi" sorts by its CPU
+	if word, _, both := strings.Cut(s, " CPU"); both { // "2.4 CPU 88Mi" sorts by its CPU
 		s, cpu = word, true
 	}
 	if s == "-" {

@@ -50,11 +50,11 @@ func (o *explainOptions) run(_ context.Context, c *verb.Call) error {
 
 func (o *explainOptions) rows(t *render.Table, list []api.FieldDoc, indent string) {
 	for _, f := range list {
-		Doc := f.Doc
+		doc := f.Doc
 		if facts := fieldFacts(f); len(facts) > 0 {
-			Doc = strings.TrimPrefix(Doc+"; "+strings.Join(facts, "; "), "; ")
+			doc = strings.TrimPrefix(doc+"; "+strings.Join(facts, "; "), "; ")
 		}
-		t.Row(indent+f.Name, "<"+f.Type+">", Doc)
+		t.Row(indent+f.Name, "<"+f.Type+">", doc)
 		if o.recursive {
 			o.rows(t, f.Children, indent+"  ")
 		}
