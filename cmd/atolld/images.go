@@ -20,6 +20,9 @@ import (
 	"atoll/internal/driver"
 	"atoll/internal/errs"
 	"atoll/internal/image"
+	"atoll/internal/image/busybox"
+	"atoll/internal/image/oci"
+	"atoll/internal/image/registry"
 )
 
 // images gives the agent the node's image store.
@@ -37,8 +40,8 @@ const scopeShared = ""
 const builtinName = "busybox"
 
 func openImages(ctx context.Context, c config, clk clock.Clock, log *slog.Logger) (*images, error) {
-	st, err := image.Open(filepath.Join(c.State, "images"), image.Options{Clock: clk, Log: log, AuthFile: c.Registry.AuthFile,
-		Mirrors: c.Registry.Mirrors, CAFiles: c.Registry.CAFiles, Insecure: c.Registry.Insecure})
+	st, err := image.Open(filepath.Join(c.State, "images"), image.Options{Clock: clk, Log: log, Registry: registry.Options{AuthFile: c.Registry.AuthFile,
+		Mirrors: c.Registry.Mirrors, CAFiles: c.Registry.CAFiles, Insecure: c.Registry.Insecure}})
 	if err != nil {
 		return nil, err
 	}
@@ -65,10 +68,10 @@ func (i *images) builtin(ctx context.Context, path, sumFile string) error {
 		return nil
 	}
 	var tar bytes.Buffer
-	if err := image.BusyboxRootfs(ctx, path, &tar); err != nil {
+	if err := busybox.Rootfs(ctx, path, &tar); err != nil {
 		return err
 	}
-	_, err = i.store.Import(ctx, scopeShared, builtinName, &tar, image.ImportOptions{Format: "rootfs", Config: image.BusyboxConfig()})
+	_, err = i.store.Import(ctx, scopeShared, builtinName, &tar, image.ImportOptions{Format: "rootfs", Config: busybox.Config()})
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
@@ -141,7 +144,7 @@ func (i *images) Handle(ctx context.Context, req api.ImageRequest, st agent.Imag
 		return st.Commit(ctx, i.object(info))
 	case "import":
 		info, err := i.store.Import(ctx, scope, req.Reference, &pieces{next: st.In}, image.ImportOptions{Format: req.Format,
-			Config: image.Config{Cmd: req.Cmd, Env: req.Env}, Progress: st.Progress})
+			Config: oci.Config{Cmd: req.Cmd, Env: req.Env}, Progress: st.Progress})
 		if err != nil {
 			return err
 		}
@@ -207,7 +210,7 @@ func (i *images) Adopt(ctx context.Context, img *api.Image) (*api.ImageStatus, e
 
 // named finds a name in exactly this scope.
 func (i *images) named(scope, ref string) (image.Info, error) {
-	r, err := image.ParseReference(ref)
+	r, err := oci.Parse(ref)
 	if err != nil {
 		return image.Info{}, err
 	}

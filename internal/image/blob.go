@@ -1,12 +1,10 @@
 package image
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	stdfs "io/fs"
 	"os"
@@ -14,6 +12,8 @@ import (
 	"strings"
 
 	"atoll/internal/errs"
+	"atoll/internal/image/disk"
+	"atoll/internal/image/oci"
 )
 
 // A blob is a file named by the SHA-256 of its bytes. It is written in tmp/ and
@@ -29,82 +29,13 @@ func (s *Store) present(digest string) bool {
 	return err == nil
 }
 
-// blobWriter takes a new blob.
-type blobWriter struct {
-	s *Store
-	f *os.File
-	h hash.Hash
-	n int64
-}
+// newBlob takes a new blob.
+func (s *Store) newBlob() (*disk.Writer, error) { return disk.New(s.path("tmp")) }
 
-func (s *Store) newBlob() (*blobWriter, error) {
-	f, err := os.CreateTemp(s.path("tmp"), "blob-")
-	if err != nil {
-		return nil, fmt.Errorf("image store: %w", noSpace(err))
-	}
-	return &blobWriter{s: s, f: f, h: sha256.New()}, nil
-}
-
-func (w *blobWriter) Write(p []byte) (int, error) {
-	n, err := w.f.Write(p)
-	w.h.Write(p[:n])
-	w.n += int64(n)
-	return n, noSpace(err)
-}
-
-func (w *blobWriter) digest() string { return "sha256:" + hex.EncodeToString(w.h.Sum(nil)) }
-
-// commit makes it visible.
-func (w *blobWriter) commit() (string, error) {
-	d := w.digest()
-	return d, w.s.publish(w.f, w.s.blobPath(d))
-}
-
-// discard removes it; harmless after commit.
-func (w *blobWriter) discard() {
-	w.f.Close()
-	os.Remove(w.f.Name())
-}
-
-// publish makes a file durable, then visible under its name. It closes f.
-func (s *Store) publish(f *os.File, to string) error {
-	err := f.Sync()
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), to)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(to))
-	}
-	if err != nil {
-		return fmt.Errorf("image store: %w", noSpace(err))
-	}
-	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
-// replaceFile writes a small file of the store's own, all or nothing.
-func (s *Store) replaceFile(name string, raw []byte) error {
-	f, err := os.CreateTemp(s.path("tmp"), "file-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if _, err := f.Write(raw); err != nil {
-		f.Close()
-		return err
-	}
-	return s.publish(f, s.path(name))
+// commit makes a blob visible.
+func (s *Store) commit(w *disk.Writer) (string, error) {
+	d := w.Digest()
+	return d, disk.Publish(w.File, s.blobPath(d))
 }
 
 // putBlob stores a small blob whose bytes are known.
@@ -113,19 +44,14 @@ func (s *Store) putBlob(raw []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer w.discard()
-	if s.present(digestOf(raw)) {
-		return digestOf(raw), nil
+	defer w.Discard()
+	if s.present(oci.Digest(raw)) {
+		return oci.Digest(raw), nil
 	}
 	if _, err := w.Write(raw); err != nil {
 		return "", err
 	}
-	return w.commit()
-}
-
-func digestOf(raw []byte) string {
-	sum := sha256.Sum256(raw)
-	return "sha256:" + hex.EncodeToString(sum[:])
+	return s.commit(w)
 }
 
 // readBlob gives a small blob, checked again: disks lie.
@@ -142,7 +68,7 @@ func (s *Store) readBlob(digest string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	if digestOf(raw) != digest {
+	if oci.Digest(raw) != digest {
 		return nil, s.corrupt(digest)
 	}
 	return raw, nil
@@ -160,7 +86,7 @@ func (s *Store) corrupt(digest string) error {
 }
 
 // image gives manifest and config of an image that is here.
-func (s *Store) image(digest string) (parsedImage, error) {
+func (s *Store) image(digest string) (oci.Image, error) {
 	s.mu.Lock()
 	img, ok := s.parsed[digest]
 	s.mu.Unlock()
@@ -169,7 +95,7 @@ func (s *Store) image(digest string) (parsedImage, error) {
 	}
 	img, err := s.readImage(digest)
 	if err != nil {
-		return parsedImage{}, err
+		return oci.Image{}, err
 	}
 	s.mu.Lock()
 	s.parsed[digest] = img
@@ -177,29 +103,29 @@ func (s *Store) image(digest string) (parsedImage, error) {
 	return img, nil
 }
 
-func (s *Store) readImage(digest string) (parsedImage, error) {
-	if !digestRE.MatchString(digest) {
-		return parsedImage{}, errs.New(errs.Invalid, "image digest %q is not sha256: and 64 hex digits", clip(digest))
+func (s *Store) readImage(digest string) (oci.Image, error) {
+	if !oci.IsDigest(digest) {
+		return oci.Image{}, errs.New(errs.Invalid, "image digest %q is not sha256: and 64 hex digits", oci.Clip(digest))
 	}
-	raw, err := s.readBlob(digest, maxManifest)
+	raw, err := s.readBlob(digest, oci.MaxManifest)
 	if err != nil {
-		return parsedImage{}, err
+		return oci.Image{}, err
 	}
-	doc, err := decodeManifest(raw, "", s.opt.Limits)
+	doc, err := oci.DecodeManifest(raw, "", s.opt.Limits)
 	if err != nil {
-		return parsedImage{}, err
+		return oci.Image{}, err
 	}
-	if doc.index {
-		return parsedImage{}, errs.New(errs.Invalid, "image %s is an index of several platforms; name one of its images", digest)
+	if doc.IsIndex {
+		return oci.Image{}, errs.New(errs.Invalid, "image %s is an index of several platforms; name one of its images", digest)
 	}
-	if raw, err = s.readBlob(doc.config.Digest, maxConfig); err != nil {
-		return parsedImage{}, err
+	if raw, err = s.readBlob(doc.Config.Digest, oci.MaxConfig); err != nil {
+		return oci.Image{}, err
 	}
-	cfg, err := decodeConfig(raw)
+	cfg, err := oci.DecodeConfig(raw)
 	if err != nil {
-		return parsedImage{}, err
+		return oci.Image{}, err
 	}
-	return parseImage(doc, cfg)
+	return oci.Join(doc, cfg)
 }
 
 // Claims: that content is on the disk does not prove that a tenant may have it.
@@ -234,13 +160,13 @@ func (s *Store) claim(scope, digest string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("image store: %w", noSpace(err))
+		return fmt.Errorf("image store: %w", disk.NoSpace(err))
 	}
 	return nil
 }
 
-func (s *Store) claimImage(scope string, img parsedImage) error {
-	for _, d := range append([]descriptor{img.doc.config}, img.doc.layers...) {
+func (s *Store) claimImage(scope string, img oci.Image) error {
+	for _, d := range append([]oci.Descriptor{img.Manifest.Config}, img.Manifest.Layers...) {
 		if !s.present(d.Digest) {
 			continue
 		}
@@ -250,18 +176,3 @@ func (s *Store) claimImage(scope string, img parsedImage) error {
 	}
 	return nil
 }
-
-// hashFile gives the digest of a file's bytes.
-func hashFile(path string) (string, int64, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", 0, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, f)
-	return "sha256:" + hex.EncodeToString(h.Sum(nil)), n, err
-}
-
-// zeros tells whether a block holds nothing.
-func zeros(p []byte) bool { return len(bytes.Trim(p, "\x00")) == 0 }

@@ -20,13 +20,16 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"atoll/internal/errs"
+	"atoll/internal/image/archive"
+	"atoll/internal/image/layer"
+	"atoll/internal/image/oci"
 )
 
 // Export writes an image as a tar: FormatOCI (default), which keeps its digest, or
 // FormatDocker for docker load. The same image gives the same bytes.
 func (s *Store) Export(ctx context.Context, scope, ref, format string, w io.Writer) error {
-	if !slices.Contains([]string{"", FormatOCI, FormatDocker}, format) {
-		return errs.InvalidFields("image export", []errs.Field{{Field: "format", Value: clip(format), Rule: "must be oci or docker", Example: "oci"}})
+	if !slices.Contains([]string{"", archive.OCI, archive.Docker}, format) {
+		return errs.InvalidFields("image export", []errs.Field{{Field: "format", Value: oci.Clip(format), Rule: "must be oci or docker", Example: "oci"}})
 	}
 	info, err := s.Resolve(ctx, scope, ref)
 	if err != nil {
@@ -35,10 +38,10 @@ func (s *Store) Export(ctx context.Context, scope, ref, format string, w io.Writ
 	defer s.Hold(info.Digest)()
 	img, err := s.image(info.Digest)
 	if err != nil {
-		return fmt.Errorf("export %s: %w", clip(ref), err)
+		return fmt.Errorf("export %s: %w", oci.Clip(ref), err)
 	}
 	ex := &exporter{ctx: ctx, s: s, tw: tar.NewWriter(w), seen: map[string]bool{}}
-	if format == FormatDocker {
+	if format == archive.Docker {
 		err = ex.docker(info, img)
 	} else {
 		err = ex.layout(info, img)
@@ -47,7 +50,7 @@ func (s *Store) Export(ctx context.Context, scope, ref, format string, w io.Writ
 		err = ex.tw.Close()
 	}
 	if err != nil {
-		return fmt.Errorf("export %s: %w", clip(ref), err)
+		return fmt.Errorf("export %s: %w", oci.Clip(ref), err)
 	}
 	return nil
 }
@@ -59,15 +62,15 @@ type exporter struct {
 	seen map[string]bool
 }
 
-func (ex *exporter) layout(info Info, img parsedImage) error {
-	manifest, err := ex.s.readBlob(info.Digest, maxManifest)
+func (ex *exporter) layout(info Info, img oci.Image) error {
+	manifest, err := ex.s.readBlob(info.Digest, oci.MaxManifest)
 	if err != nil {
 		return err
 	}
-	p := img.config.platform
+	p := img.Config.Platform
 	index := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{{
-		MediaType: img.doc.mediaType, Digest: digest.Digest(info.Digest), Size: int64(len(manifest)),
-		Platform:    &v1.Platform{OS: p.os, Architecture: p.arch, Variant: p.variant},
+		MediaType: img.Manifest.MediaType, Digest: digest.Digest(info.Digest), Size: int64(len(manifest)),
+		Platform:    &v1.Platform{OS: p.OS, Architecture: p.Arch, Variant: p.Variant},
 		Annotations: map[string]string{v1.AnnotationRefName: tagged(info)}}}}
 	raw, err := json.Marshal(index)
 	if err != nil {
@@ -83,7 +86,7 @@ func (ex *exporter) layout(info Info, img parsedImage) error {
 	if err := ex.bytes(blobs+strings.TrimPrefix(info.Digest, "sha256:"), manifest); err != nil {
 		return err
 	}
-	for _, d := range append([]descriptor{img.doc.config}, img.doc.layers...) {
+	for _, d := range append([]oci.Descriptor{img.Manifest.Config}, img.Manifest.Layers...) {
 		if err := ex.blob(blobs+strings.TrimPrefix(d.Digest, "sha256:"), d); err != nil {
 			return err
 		}
@@ -91,26 +94,26 @@ func (ex *exporter) layout(info Info, img parsedImage) error {
 	return nil
 }
 
-func (ex *exporter) docker(info Info, img parsedImage) error {
+func (ex *exporter) docker(info Info, img oci.Image) error {
 	hex := func(d string) string { return strings.TrimPrefix(d, "sha256:") }
-	m := dockerImage{Config: hex(img.doc.config.Digest) + ".json", RepoTags: []string{}, Layers: []string{}}
+	m := archive.Saved{Config: hex(img.Manifest.Config.Digest) + ".json", RepoTags: []string{}, Layers: []string{}}
 	if t := tagged(info); t != "" {
 		m.RepoTags = append(m.RepoTags, t)
 	}
-	for _, l := range img.doc.layers {
+	for _, l := range img.Manifest.Layers {
 		m.Layers = append(m.Layers, hex(l.Digest)+".tar.gz") // readers look at the bytes, not at the name
 	}
-	raw, err := json.Marshal([]dockerImage{m})
+	raw, err := json.Marshal([]archive.Saved{m})
 	if err != nil {
 		return err
 	}
 	if err := ex.bytes("manifest.json", raw); err != nil {
 		return err
 	}
-	if err := ex.blob(m.Config, img.doc.config); err != nil {
+	if err := ex.blob(m.Config, img.Manifest.Config); err != nil {
 		return err
 	}
-	for i, l := range img.doc.layers {
+	for i, l := range img.Manifest.Layers {
 		if err := ex.blob(m.Layers[i], l); err != nil {
 			return err
 		}
@@ -120,7 +123,7 @@ func (ex *exporter) docker(info Info, img parsedImage) error {
 
 // tagged is the name as docker writes it, without a digest.
 func tagged(info Info) string {
-	r, err := ParseReference(info.Reference)
+	r, err := oci.Parse(info.Reference)
 	if err != nil || r.Tag == "" {
 		return ""
 	}
@@ -142,7 +145,7 @@ func (ex *exporter) bytes(name string, raw []byte) error {
 }
 
 // blob writes a blob and checks it on the way: nobody should carry damage elsewhere.
-func (ex *exporter) blob(name string, d descriptor) error {
+func (ex *exporter) blob(name string, d oci.Descriptor) error {
 	if ex.seen[name] {
 		return nil
 	}
@@ -159,7 +162,7 @@ func (ex *exporter) blob(name string, d descriptor) error {
 		return err
 	}
 	h := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(ex.tw, h), newBounded(ex.ctx, f, d.Size, "blob "+d.Digest)); err != nil {
+	if _, err := io.Copy(io.MultiWriter(ex.tw, h), layer.NewBounded(ex.ctx, f, d.Size, "blob "+d.Digest)); err != nil {
 		return err
 	}
 	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != d.Digest {

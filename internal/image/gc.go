@@ -10,7 +10,9 @@ import (
 	"sort"
 
 	"atoll/internal/errs"
-	"atoll/internal/sys/fs"
+	"atoll/internal/image/disk"
+	"atoll/internal/image/flight"
+	"atoll/internal/image/oci"
 )
 
 // GC removes content that nothing needs: no name, no hold, no work under way, no
@@ -29,7 +31,7 @@ func (s *Store) GC(ctx context.Context, inUse func() map[string]bool) (freed int
 			return freed, removed, fmt.Errorf("collect images: %w", err)
 		}
 		for _, e := range list {
-			if err := done(ctx); err != nil {
+			if err := flight.CalledOff(ctx); err != nil {
 				return freed, removed, err
 			}
 			n, gone, err := c.collect(kind.dir, kind.prefix, e.Name())
@@ -91,7 +93,7 @@ func (c *collector) look() error {
 	s.mu.Unlock()
 	for d := range running {
 		if _, err := s.image(d); err != nil {
-			return errs.New(errs.Internal, "image %s is in use but cannot be read, so nothing is removed: %w", clip(d), err).
+			return errs.New(errs.Internal, "image %s is in use but cannot be read, so nothing is removed: %w", oci.Clip(d), err).
 				WithHint("pull it again by its digest")
 		}
 		roots[d] = true
@@ -105,10 +107,10 @@ func (c *collector) look() error {
 		if err != nil {
 			return err
 		}
-		for i, l := range img.doc.layers {
-			c.live[l.Digest], c.live["layer:"+img.chains[i]] = true, true
+		for i, l := range img.Manifest.Layers {
+			c.live[l.Digest], c.live["layer:"+img.Chains[i]] = true, true
 		}
-		c.live[img.doc.config.Digest] = true
+		c.live[img.Manifest.Config.Digest] = true
 	}
 	return nil
 }
@@ -154,7 +156,7 @@ func (c *collector) collect(dir, prefix, name string) (bytes int64, gone bool, e
 		}
 		return 0, false, err
 	}
-	bytes = diskUsage(trash)
+	bytes = disk.Usage(trash)
 	return bytes, true, os.RemoveAll(trash)
 }
 
@@ -208,34 +210,10 @@ func (s *Store) collectClaims() error {
 	return nil
 }
 
-// diskUsage sums what a tree takes on the disk; names that share a file count once.
-func diskUsage(root string) (total int64) {
-	seen := map[uint64]bool{}
-	_ = filepath.WalkDir(root, func(_ string, e stdfs.DirEntry, err error) error {
-		if err != nil {
-			return nil // gone meanwhile
-		}
-		fi, err := e.Info()
-		if err != nil {
-			return nil
-		}
-		n, links, inode := fs.Allocated(fi)
-		if links > 1 && !e.IsDir() {
-			if seen[inode] {
-				return nil
-			}
-			seen[inode] = true
-		}
-		total += n
-		return nil
-	})
-	return total
-}
-
 // Disk tells how many bytes the store takes: blobs, unpacked layers by the size of
 // their files, and downloads under way.
 func (s *Store) Disk() int64 {
-	total := diskUsage(s.path("blobs")) + diskUsage(s.path("partial"))
+	total := disk.Usage(s.path("blobs")) + disk.Usage(s.path("partial"))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range s.layers {
@@ -260,10 +238,10 @@ func (s *Store) Verify(ctx context.Context) ([]Problem, error) {
 	}
 	bad := map[string]string{}
 	for _, e := range list {
-		if err := done(ctx); err != nil {
+		if err := flight.CalledOff(ctx); err != nil {
 			return nil, err
 		}
-		got, _, err := hashFile(s.blobPath(e.Name()))
+		got, _, err := disk.Hash(s.blobPath(e.Name()))
 		if errors.Is(err, stdfs.ErrNotExist) {
 			continue // collected meanwhile
 		}
@@ -293,15 +271,15 @@ func (s *Store) users(bad map[string]string) map[string][]string {
 		s.mu.Unlock()
 		if !ok && bad[i.Digest] == "" {
 			if raw, err := os.ReadFile(s.blobPath(i.Digest)); err == nil {
-				if doc, err := decodeManifest(raw, "", s.opt.Limits); err == nil {
-					img.doc, ok = doc, true
+				if doc, err := oci.DecodeManifest(raw, "", s.opt.Limits); err == nil {
+					img.Manifest, ok = doc, true
 				}
 			}
 		}
 		if ok {
-			need = append(need, img.doc.config.Digest)
-			for _, l := range img.doc.layers {
-				if !l.foreign() {
+			need = append(need, img.Manifest.Config.Digest)
+			for _, l := range img.Manifest.Layers {
+				if !l.Foreign() {
 					need = append(need, l.Digest)
 				}
 			}

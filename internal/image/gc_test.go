@@ -16,11 +16,13 @@ import (
 
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/image/imagetest"
+	"atoll/internal/image/oci"
 )
 
 func importTar(t testing.TB, s *Store, scope, name, content string) Info {
 	t.Helper()
-	i, err := s.Import(ctx, scope, name, bytes.NewReader(makeTar(t, file("f", content))), ImportOptions{})
+	i, err := s.Import(ctx, scope, name, bytes.NewReader(imagetest.Tar(t, imagetest.File("f", content))), ImportOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,12 +40,12 @@ func usable(t testing.TB, s *Store, digest string) bool {
 	if err != nil {
 		return false
 	}
-	for _, l := range img.doc.layers {
+	for _, l := range img.Manifest.Layers {
 		if !s.present(l.Digest) {
 			return false
 		}
 	}
-	for _, c := range img.chains {
+	for _, c := range img.Chains {
 		if _, err := os.Stat(s.layerDir(c) + "/f"); err != nil {
 			return false
 		}
@@ -92,7 +94,7 @@ func TestGCKeepsWhatIsNeeded(t *testing.T) {
 	if err := os.Remove(s.blobPath(running.Digest)); err != nil {
 		t.Fatal(err)
 	}
-	s.parsed = map[string]parsedImage{}
+	s.parsed = map[string]oci.Image{}
 	if err := s.Remove(ctx, "a", "named"); err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +111,7 @@ func TestGCRemovesOldPartialsAndClaims(t *testing.T) {
 	if err := os.WriteFile(old, []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.claim("t", someDigest); err != nil {
+	if err := s.claim("t", imagetest.SomeDigest); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := s.GC(ctx, nil); err != nil {
@@ -118,7 +120,7 @@ func TestGCRemovesOldPartialsAndClaims(t *testing.T) {
 	if _, err := os.Stat(old); err != nil {
 		t.Error("a young download was removed")
 	}
-	if _, err := os.Stat(s.claimPath("t", someDigest)); err == nil {
+	if _, err := os.Stat(s.claimPath("t", imagetest.SomeDigest)); err == nil {
 		t.Error("a claim on nothing stayed")
 	}
 	c.Advance(25 * time.Hour)
@@ -133,7 +135,7 @@ func TestGCRemovesOldPartialsAndClaims(t *testing.T) {
 // Whatever is done in whatever order: what is needed is whole after every GC, and
 // what was not needed for long is gone.
 func TestGCProperty(t *testing.T) {
-	needRoot(t)
+	imagetest.NeedRoot(t)
 	base := t.TempDir()
 	n := 0
 	rapid.Check(t, func(rt *rapid.T) {
@@ -223,7 +225,7 @@ func TestGCBesidePullsAndUnpacks(t *testing.T) {
 	s, g := newStore(t, Options{Grace: time.Nanosecond}), newRegistry(t)
 	var refs []string
 	for i := range 4 {
-		refs = append(refs, g.push(t, fmt.Sprintf("i%d:1", i), makeImage(t, gzLayer(t, file("f", "shared")), gzLayer(t, file("f", noise(uint64(i), 200<<10))))))
+		refs = append(refs, g.push(t, fmt.Sprintf("i%d:1", i), makeImage(t, gzLayer(t, imagetest.File("f", "shared")), gzLayer(t, imagetest.File("f", imagetest.Noise(uint64(i), 200<<10))))))
 	}
 	c, cancel := context.WithCancel(ctx)
 	var wg, collector sync.WaitGroup

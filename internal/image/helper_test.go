@@ -1,24 +1,20 @@
 package image
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
+	memory "github.com/google/go-containerregistry/pkg/registry"
 	ggcr "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -26,18 +22,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"atoll/internal/clock"
+	"atoll/internal/image/imagetest"
 )
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: layers have owners, devices and trusted attributes")
-	}
-}
 
 func newStore(t testing.TB, opt Options) *Store {
 	t.Helper()
-	needRoot(t)
+	imagetest.NeedRoot(t)
 	return openStore(t, filepath.Join(t.TempDir(), "images"), opt)
 }
 
@@ -46,8 +36,8 @@ func openStore(t testing.TB, dir string, opt Options) *Store {
 	if opt.Clock == nil {
 		opt.Clock = clock.Real{}
 	}
-	if opt.Backoff == 0 {
-		opt.Backoff = time.Millisecond
+	if opt.Registry.Backoff == 0 {
+		opt.Registry.Backoff = time.Millisecond
 	}
 	if opt.Platform == "" {
 		opt.Platform = "linux/amd64"
@@ -60,66 +50,6 @@ func openStore(t testing.TB, dir string, opt Options) *Store {
 	return s
 }
 
-// file makes the header of a plain file; data is its content.
-type entry struct {
-	h    tar.Header
-	data string
-}
-
-func file(name, data string) entry {
-	return entry{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(data))}, data}
-}
-func dir(name string) entry {
-	return entry{tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755}, ""}
-}
-func symlink(name, to string) entry {
-	return entry{tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to, Mode: 0o777}, ""}
-}
-func hardlink(name, to string) entry {
-	return entry{tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: to}, ""}
-}
-
-func makeTar(t testing.TB, entries ...entry) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	tw := tar.NewWriter(&b)
-	for _, e := range entries {
-		if err := tw.WriteHeader(&e.h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := tw.Write([]byte(e.data)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := tw.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-func gz(t testing.TB, raw []byte) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
-	if _, err := w.Write(raw); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-// noise is data that does not compress, the same for the same seed.
-func noise(seed uint64, n int) string {
-	b := make([]byte, n)
-	for i := range b {
-		seed = seed*6364136223846793005 + 1442695040888963407
-		b[i] = byte(seed >> 33)
-	}
-	return string(b)
-}
-
 // tarLayer shows a tar as a compressed layer to the registry client.
 type tarLayer struct {
 	raw, packed []byte
@@ -130,22 +60,27 @@ func (l tarLayer) Digest() (ggcr.Hash, error) {
 	h, _, err := ggcr.SHA256(bytes.NewReader(l.packed))
 	return h, err
 }
+
 func (l tarLayer) DiffID() (ggcr.Hash, error) {
 	h, _, err := ggcr.SHA256(bytes.NewReader(l.raw))
 	return h, err
 }
+
 func (l tarLayer) Compressed() (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(l.packed)), nil
 }
+
 func (l tarLayer) Uncompressed() (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(l.raw)), nil
 }
-func (l tarLayer) Size() (int64, error)                { return int64(len(l.packed)), nil }
+
+func (l tarLayer) Size() (int64, error) { return int64(len(l.packed)), nil }
+
 func (l tarLayer) MediaType() (types.MediaType, error) { return l.mt, nil }
 
-func gzLayer(t testing.TB, entries ...entry) ggcr.Layer {
-	raw := makeTar(t, entries...)
-	return tarLayer{raw, gz(t, raw), types.OCILayer}
+func gzLayer(t testing.TB, entries ...imagetest.Entry) ggcr.Layer {
+	raw := imagetest.Tar(t, entries...)
+	return tarLayer{raw, imagetest.Gz(t, raw), types.OCILayer}
 }
 
 func makeImage(t testing.TB, layers ...ggcr.Layer) ggcr.Image {
@@ -197,7 +132,7 @@ func newRegistry(t testing.TB) *reg {
 }
 
 func newHandler() *reg {
-	return &reg{inner: registry.New(registry.Logger(log.New(io.Discard, "", 0))), served: map[string]int64{}}
+	return &reg{inner: memory.New(memory.Logger(log.New(io.Discard, "", 0))), served: map[string]int64{}}
 }
 
 func (g *reg) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -294,37 +229,6 @@ func (g *reg) push(t testing.TB, ref string, img remote.Taggable) string {
 // isBlob tells whether a request is for a blob of more than the config's size.
 func isBlob(r *http.Request) bool {
 	return r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/sha256:")
-}
-
-// tree lists what is in a directory, in words.
-func tree(t testing.TB, root string) []string {
-	t.Helper()
-	var out []string
-	err := filepath.Walk(root, func(p string, fi os.FileInfo, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, _ := filepath.Rel(root, p)
-		line := rel + " " + fi.Mode().String()
-		switch {
-		case fi.Mode().IsRegular():
-			b, err := os.ReadFile(p)
-			if err != nil {
-				return err
-			}
-			line += " " + shortDigest(digestOf(b))
-		case fi.Mode()&os.ModeSymlink != 0:
-			to, _ := os.Readlink(p)
-			line += " -> " + to
-		}
-		out = append(out, line)
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	sort.Strings(out)
-	return out
 }
 
 func pull(t testing.TB, s *Store, scope, ref string) Info {

@@ -18,7 +18,6 @@
 package image
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -29,6 +28,10 @@ import (
 
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/image/disk"
+	"atoll/internal/image/flight"
+	"atoll/internal/image/oci"
+	"atoll/internal/image/registry"
 	"atoll/internal/sys/fs"
 )
 
@@ -38,25 +41,8 @@ type Options struct {
 	Log   *slog.Logger // default: silent
 	// Platform is os/arch[/variant] of the images wanted. Default: this machine's.
 	Platform string
-	// Mirrors are tried, in order, before a registry itself: "docker.io" -> "mirror.lan:5000/hub".
-	Mirrors map[string][]string
-	// CAFiles are PEM files trusted beside the system's, by registry host; "*" is for all.
-	CAFiles map[string][]string
-	// AuthFile holds credentials in the format of docker's config.json. It is read at every
-	// pull, so it may change. Default: none.
-	AuthFile string
-	// Insecure are registry hosts that may be spoken to without TLS. Loopback always may.
-	Insecure []string
-	Limits   Limits
-	// Retries is how often in a row a request may fail without any progress. Default 5.
-	Retries int
-	// Backoff is the wait before the first retry; it doubles, up to 10 s. Default 250 ms.
-	Backoff time.Duration
-	// Parallel is how many blobs one pull fetches at once. Default 3: enough to fill
-	// a link, few enough to be kind to a registry.
-	Parallel int
-	// IdleTimeout ends a connection that brings no byte for so long. Default 30 s.
-	IdleTimeout time.Duration
+	Registry registry.Options
+	Limits   oci.Limits
 	// Grace keeps content this long after it was last used or brought, so that a start under
 	// way never loses its image to GC. Default 10 minutes.
 	Grace time.Duration
@@ -64,20 +50,7 @@ type Options struct {
 	PartialAge time.Duration
 }
 
-// Limits bounds what a registry or an archive can make this node do.
-type Limits struct {
-	Image    int64 // bytes of all blobs of an image, as transferred. Default 64 GiB
-	Unpacked int64 // bytes of all files of one layer. Default 64 GiB
-	Entries  int   // files in one layer. Default 2,000,000
-	Layers   int   // layers of an image. Default 500 (overlayfs's own limit)
-	MinFree  int64 // bytes that stay free on the disk. Default 256 MiB
-}
-
-const (
-	maxManifest = 4 << 20 // bytes of a manifest or index; what registries accept
-	maxConfig   = 8 << 20
-	maxNames    = 100_000
-)
+const maxNames = 100_000
 
 // Store is a directory of images. It is safe for use by many goroutines, but only
 // one process may have it open.
@@ -86,18 +59,19 @@ type Store struct {
 	opt    Options
 	log    *slog.Logger
 	lock   *os.File
-	fetchs flights[string]    // scope and blob
-	unpack flights[layerMeta] // chain
+	remote *registry.Client
+	fetchs flight.Group[string]    // scope and blob
+	unpack flight.Group[layerMeta] // chain
 
 	mu     sync.Mutex // guards all below, and every rename into or out of blobs/ and layers/ by GC
 	names  map[nameKey]Info
-	roots  map[string]Root        // unpacked images, by manifest digest
-	holds  map[string]int         // manifest digests
-	leases map[*lease]struct{}    // content of work under way
-	used   map[string]time.Time   // manifest digests, last use
-	gen    int                    // counts additions to used
-	layers map[string]layerMeta   // unpacked layers, by chain ID
-	parsed map[string]parsedImage // by manifest digest
+	roots  map[string]Root      // unpacked images, by manifest digest
+	holds  map[string]int       // manifest digests
+	leases map[*lease]struct{}  // content of work under way
+	used   map[string]time.Time // manifest digests, last use
+	gen    int                  // counts additions to used
+	layers map[string]layerMeta // unpacked layers, by chain ID
+	parsed map[string]oci.Image // by manifest digest
 }
 
 // Open opens or makes a store at dir, which it makes accessible to its owner only:
@@ -108,16 +82,16 @@ func Open(dir string, opts Options) (*Store, error) {
 		return nil, errs.New(errs.Internal, "image store: no clock")
 	}
 	opts.defaults()
-	if _, err := parsePlatform(opts.Platform); err != nil {
+	if _, err := oci.ParsePlatform(opts.Platform); err != nil {
 		return nil, err
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	s := &Store{dir: dir, opt: opts, log: opts.Log,
+	s := &Store{dir: dir, opt: opts, log: opts.Log, remote: registry.New(opts.Registry, opts.Clock, opts.Log),
 		names: map[nameKey]Info{}, roots: map[string]Root{}, holds: map[string]int{}, leases: map[*lease]struct{}{},
-		used: map[string]time.Time{}, layers: map[string]layerMeta{}, parsed: map[string]parsedImage{}}
+		used: map[string]time.Time{}, layers: map[string]layerMeta{}, parsed: map[string]oci.Image{}}
 	for _, d := range []string{"", "blobs", "blobs/sha256", "layers", "partial", "claims"} {
 		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return nil, fmt.Errorf("image store: %w", err)
@@ -166,22 +140,12 @@ func (o *Options) defaults() {
 	if o.Platform == "" {
 		o.Platform = runtime.GOOS + "/" + runtime.GOARCH
 	}
-	def(&o.Limits.Image, 64<<30)
-	def(&o.Limits.Unpacked, 64<<30)
-	def(&o.Limits.Entries, 2_000_000)
-	def(&o.Limits.Layers, 500)
-	def(&o.Limits.MinFree, 256<<20)
-	def(&o.Retries, 5)
-	def(&o.Backoff, 250*time.Millisecond)
-	def(&o.Parallel, 3)
-	def(&o.IdleTimeout, 30*time.Second)
-	def(&o.Grace, 10*time.Minute)
-	def(&o.PartialAge, 24*time.Hour)
-}
-
-func def[T int | int64 | time.Duration](v *T, d T) {
-	if *v <= 0 {
-		*v = d
+	o.Limits = o.Limits.OrDefaults()
+	if o.Grace <= 0 {
+		o.Grace = 10 * time.Minute
+	}
+	if o.PartialAge <= 0 {
+		o.PartialAge = 24 * time.Hour
 	}
 }
 
@@ -245,30 +209,4 @@ func (l *lease) end() {
 }
 
 // room refuses work that would fill the disk.
-func (s *Store) room(need int64) error {
-	free, err := fs.Free(s.dir)
-	if err != nil {
-		return fmt.Errorf("image store: %w", err)
-	}
-	if need > free-s.opt.Limits.MinFree {
-		return errs.New(errs.NoCapacity, "image store: %d bytes needed, %d free on the disk of which %d stay reserved", need, free, s.opt.Limits.MinFree).
-			WithHint("remove images nobody needs (atoll image rm), or give the disk more room")
-	}
-	return nil
-}
-
-// noSpace gives an error of a full disk its kind.
-func noSpace(err error) error {
-	if fs.IsNoSpace(err) {
-		return errs.New(errs.NoCapacity, "image store: %w", err).WithHint("remove images nobody needs (atoll image rm), or give the disk more room")
-	}
-	return err
-}
-
-// done tells whether work was called off.
-func done(ctx context.Context) error {
-	if err := context.Cause(ctx); err != nil {
-		return fmt.Errorf("called off: %w", err)
-	}
-	return nil
-}
+func (s *Store) room(need int64) error { return disk.Room(s.dir, need, s.opt.Limits.MinFree) }

@@ -1,42 +1,34 @@
 package image
 
 import (
-	"archive/tar"
 	"bufio"
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
-	"strings"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"atoll/api"
 	"atoll/internal/errs"
-)
-
-// Formats of archives.
-const (
-	FormatAuto   = "auto"
-	FormatRootfs = "rootfs" // a tar of a root directory
-	FormatOCI    = "oci"    // a tar of an OCI image layout
-	FormatDocker = "docker" // what docker save writes
+	"atoll/internal/image/archive"
+	"atoll/internal/image/disk"
+	"atoll/internal/image/flight"
+	"atoll/internal/image/layer"
+	"atoll/internal/image/oci"
 )
 
 // ImportOptions are of one import.
 type ImportOptions struct {
-	Format   string // default: auto
-	Config   Config // rootfs: how the image is run
-	Platform string // rootfs: what it is made for; layout: which image of several; default: the store's
+	Format   string     // default: auto
+	Config   oci.Config // rootfs: how the image is run
+	Platform string     // rootfs: what it is made for; layout: which image of several; default: the store's
 	Progress func(api.Progress)
 }
 
@@ -45,11 +37,11 @@ type ImportOptions struct {
 // read once, in bounded memory. Nothing is visible unless all of it is right.
 // errs.Invalid names what is wrong with it.
 func (s *Store) Import(ctx context.Context, scope, name string, r io.Reader, opt ImportOptions) (Info, error) {
-	im := &importer{s: s, scope: scope, opt: opt, lease: s.newLease(), tell: serial(opt.Progress)}
+	im := &importer{s: s, scope: scope, opt: opt, lease: s.newLease(), tell: flight.Serial(opt.Progress)}
 	defer im.lease.end()
 	info, err := im.run(ctx, name, r)
 	if err != nil {
-		return Info{}, fmt.Errorf("import image %s: %w", clip(name), err)
+		return Info{}, fmt.Errorf("import image %s: %w", oci.Clip(name), err)
 	}
 	return info, nil
 }
@@ -58,34 +50,34 @@ type importer struct {
 	s     *Store
 	scope string
 	opt   ImportOptions
-	want  platform
+	want  oci.Platform
 	lease *lease
 	tell  func(api.Progress)
 }
 
 func (im *importer) run(ctx context.Context, name string, r io.Reader) (Info, error) {
 	var err error
-	if im.want, err = parsePlatform(first(im.opt.Platform, im.s.opt.Platform)); err != nil {
+	if im.want, err = oci.ParsePlatform(cmp.Or(im.opt.Platform, im.s.opt.Platform)); err != nil {
 		return Info{}, err
 	}
-	if !slices.Contains([]string{"", FormatAuto, FormatRootfs, FormatOCI, FormatDocker}, im.opt.Format) {
-		return Info{}, errs.InvalidFields("image import", []errs.Field{{Field: "format", Value: clip(im.opt.Format), Rule: "must be auto, rootfs, oci or docker", Example: "auto"}})
+	if !slices.Contains([]string{"", archive.Auto, archive.Rootfs, archive.OCI, archive.Docker}, im.opt.Format) {
+		return Info{}, errs.InvalidFields("image import", []errs.Field{{Field: "format", Value: oci.Clip(im.opt.Format), Rule: "must be auto, rootfs, oci or docker", Example: "auto"}})
 	}
 	if name != "" {
-		if r, err := ParseReference(name); err != nil {
+		if r, err := oci.Parse(name); err != nil {
 			return Info{}, err
 		} else if r.Digest != "" {
-			return Info{}, errs.InvalidFields("image import", []errs.Field{{Field: "name", Value: clip(name), Rule: "must not have a digest", Example: "team/app:1"}})
+			return Info{}, errs.InvalidFields("image import", []errs.Field{{Field: "name", Value: oci.Clip(name), Rule: "must not have a digest", Example: "team/app:1"}})
 		}
 	}
 	digest, own, err := im.read(ctx, name, r)
 	if err != nil {
 		return Info{}, err
 	}
-	if name = first(name, own); name == "" {
+	if name = cmp.Or(name, own); name == "" {
 		return Info{}, errs.InvalidFields("image import", []errs.Field{{Field: "name", Rule: "must be given: the archive has none", Example: "team/app:1"}})
 	}
-	ref, err := ParseReference(name)
+	ref, err := oci.Parse(name)
 	if err != nil {
 		return Info{}, err
 	}
@@ -106,8 +98,8 @@ func (im *importer) run(ctx context.Context, name string, r io.Reader) (Info, er
 
 // read brings the content into the store and tells the manifest's digest and the archive's own name.
 func (im *importer) read(ctx context.Context, name string, r io.Reader) (digest, own string, err error) {
-	br := bufio.NewReaderSize(newBounded(ctx, r, im.s.opt.Limits.Image, "the archive"), 64<<10)
-	c, err := sniff(br)
+	br := bufio.NewReaderSize(layer.NewBounded(ctx, r, im.s.opt.Limits.Image, "the archive"), 64<<10)
+	c, err := layer.Sniff(br)
 	if err != nil {
 		return "", "", err
 	}
@@ -115,22 +107,22 @@ func (im *importer) read(ctx context.Context, name string, r io.Reader) (digest,
 	if err != nil {
 		return "", "", err
 	}
-	defer w.discard()
+	defer w.Discard()
 	// A compressed rootfs is kept as it came, so its digest is what others know it by.
-	keep := &switchTee{r: br, w: w, on: c != plain}
-	z, _, err := decompress(keep)
+	keep := &switchTee{r: br, w: w, on: c != layer.Plain}
+	z, _, err := layer.Decompress(keep)
 	if err != nil {
 		return "", "", err
 	}
 	defer z.Close()
-	stream := io.Reader(newBounded(ctx, z, 2*im.s.opt.Limits.Unpacked+64<<20, "the archive"))
+	stream := io.Reader(layer.NewBounded(ctx, z, 2*im.s.opt.Limits.Unpacked+64<<20, "the archive"))
 	format := im.opt.Format
-	if format == "" || format == FormatAuto {
-		if format, stream, err = detect(stream); err != nil {
+	if format == "" || format == archive.Auto {
+		if format, stream, err = archive.Detect(stream); err != nil {
 			return "", "", err
 		}
 	}
-	if format == FormatRootfs {
+	if format == archive.Rootfs {
 		digest, err = im.rootfs(ctx, stream, keep, w)
 		return digest, "", err
 	}
@@ -155,61 +147,33 @@ func (t *switchTee) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// archived are the names an image archive starts with, by those who write them.
-var archived = regexp.MustCompile(`^(oci-layout|index\.json|manifest\.json|repositories|blobs(/sha256(/[0-9a-f]{64})?)?|(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz|/.*)?)$`)
-
-// detect tells an image archive from a root directory by its first entry, and gives
-// the stream from its beginning.
-func detect(r io.Reader) (format string, all io.Reader, err error) {
-	var seen bytes.Buffer
-	tr := tar.NewReader(io.TeeReader(r, &seen))
-	format = FormatRootfs
-	for {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return "", nil, errs.New(errs.Invalid, "the archive is empty")
-		}
-		if err != nil {
-			return "", nil, badTar(err)
-		}
-		name := strings.Trim(strings.TrimPrefix(h.Name, "./"), "/")
-		if name == "" || name == "." || h.Typeflag == tar.TypeXGlobalHeader {
-			continue
-		}
-		if archived.MatchString(name) {
-			format = FormatOCI // or docker; the whole archive tells
-		}
-		return format, io.MultiReader(&seen, r), nil
-	}
-}
-
 // rootfs makes an image of one layer.
-func (im *importer) rootfs(ctx context.Context, stream io.Reader, keep *switchTee, w *blobWriter) (string, error) {
+func (im *importer) rootfs(ctx context.Context, stream io.Reader, keep *switchTee, w *disk.Writer) (string, error) {
 	diff := sha256.New()
 	in := io.TeeReader(stream, diff)
 	if keep.on {
 		if _, err := io.Copy(io.Discard, in); err != nil {
-			return "", badTar(err)
+			return "", layer.BadTar(err)
 		}
 		if _, err := io.Copy(io.Discard, keep); err != nil { // what follows the compressed stream
-			return "", badTar(err)
+			return "", layer.BadTar(err)
 		}
-	} else if err := pack(w, in); err != nil {
-		return "", badTar(err)
+	} else if err := layer.Pack(w, in); err != nil {
+		return "", layer.BadTar(err)
 	}
-	im.lease.add(w.digest())
-	layer, err := w.commit()
+	im.lease.add(w.Digest())
+	packed, err := im.s.commit(w)
 	if err != nil {
 		return "", err
 	}
 	mt := v1.MediaTypeImageLayerGzip
-	if c, err := blobCompression(im.s, layer); err != nil {
+	if c, err := blobCompression(im.s, packed); err != nil {
 		return "", err
-	} else if c == zstded {
+	} else if c == layer.Zstd {
 		mt = v1.MediaTypeImageLayerZstd
 	}
 	c := im.opt.Config
-	cfg := v1.Image{Platform: v1.Platform{OS: im.want.os, Architecture: im.want.arch, Variant: im.want.variant},
+	cfg := v1.Image{Platform: v1.Platform{OS: im.want.OS, Architecture: im.want.Arch, Variant: im.want.Variant},
 		RootFS: v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.Digest("sha256:" + hex.EncodeToString(diff.Sum(nil)))}},
 		Config: v1.ImageConfig{User: c.User, Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd, WorkingDir: c.WorkingDir,
 			StopSignal: c.StopSignal, Labels: c.Labels, Volumes: set(c.Volumes), ExposedPorts: set(c.ExposedPorts)}}
@@ -217,19 +181,7 @@ func (im *importer) rootfs(ctx context.Context, stream io.Reader, keep *switchTe
 	if err != nil {
 		return "", err
 	}
-	return im.manifest(raw, []v1.Descriptor{{MediaType: mt, Digest: digest.Digest(layer), Size: w.n}})
-}
-
-// pack compresses a stream. Fast, because a disk of the size of the gain is cheap.
-func pack(w io.Writer, r io.Reader) error {
-	z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(z, r); err != nil {
-		return err
-	}
-	return z.Close()
+	return im.manifest(raw, []v1.Descriptor{{MediaType: mt, Digest: digest.Digest(packed), Size: w.N}})
 }
 
 // manifest stores config and manifest of layers that are here. The same input gives the same digest.
@@ -238,12 +190,12 @@ func (im *importer) manifest(config []byte, layers []v1.Descriptor) (string, err
 		layers = []v1.Descriptor{}
 	}
 	m := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Layers: layers,
-		Config: v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: digest.Digest(digestOf(config)), Size: int64(len(config))}}
+		Config: v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: digest.Digest(oci.Digest(config)), Size: int64(len(config))}}
 	raw, err := json.Marshal(m)
 	if err != nil {
 		return "", err
 	}
-	im.lease.add(digestOf(config), digestOf(raw))
+	im.lease.add(oci.Digest(config), oci.Digest(raw))
 	if _, err := im.s.putBlob(config); err != nil {
 		return "", err
 	}

@@ -19,6 +19,10 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"atoll/internal/errs"
+	"atoll/internal/image/archive"
+	"atoll/internal/image/busybox"
+	"atoll/internal/image/imagetest"
+	"atoll/internal/image/oci"
 )
 
 func zs(t testing.TB, raw []byte) []byte {
@@ -38,10 +42,10 @@ func zs(t testing.TB, raw []byte) []byte {
 }
 
 func TestImportRootfs(t *testing.T) {
-	raw := makeTar(t, dir("./"), dir("./bin/"), file("./bin/sh", noise(1, 100<<10)), symlink("./bin/ls", "sh"))
-	cfg := Config{Cmd: []string{"sh"}, Env: []string{"A=b"}, User: "1", Volumes: []string{"/v"}, StopSignal: "INT", Labels: map[string]string{"x": "y"}}
+	raw := imagetest.Tar(t, imagetest.Dir("./"), imagetest.Dir("./bin/"), imagetest.File("./bin/sh", imagetest.Noise(1, 100<<10)), imagetest.Symlink("./bin/ls", "sh"))
+	cfg := oci.Config{Cmd: []string{"sh"}, Env: []string{"A=b"}, User: "1", Volumes: []string{"/v"}, StopSignal: "INT", Labels: map[string]string{"x": "y"}}
 	var first []string
-	for what, in := range map[string][]byte{"plain": raw, "gzip": gz(t, raw), "zstd": zs(t, raw)} {
+	for what, in := range map[string][]byte{"plain": raw, "gzip": imagetest.Gz(t, raw), "zstd": zs(t, raw)} {
 		s := newStore(t, Options{})
 		info, err := s.Import(ctx, "", "mine:1", bytes.NewReader(in), ImportOptions{Config: cfg})
 		if err != nil {
@@ -51,7 +55,7 @@ func TestImportRootfs(t *testing.T) {
 		if err != nil || len(root.Layers) != 1 || !reflect.DeepEqual(root.Config, cfg) {
 			t.Fatalf("%s: %+v %v", what, root, err)
 		}
-		got := tree(t, root.Layers[0])
+		got := imagetest.Tree(t, root.Layers[0])
 		if first == nil {
 			first = got
 		}
@@ -70,11 +74,11 @@ func TestImportRootfs(t *testing.T) {
 
 func TestRoundTrips(t *testing.T) {
 	g := newRegistry(t)
-	img := makeImage(t, gzLayer(t, dir("a/"), file("a/f", noise(2, 64<<10))), gzLayer(t, file(".wh.a", ""), file("b", "x")), gzLayer(t, file("b", "y")))
+	img := makeImage(t, gzLayer(t, imagetest.Dir("a/"), imagetest.File("a/f", imagetest.Noise(2, 64<<10))), gzLayer(t, imagetest.File(".wh.a", ""), imagetest.File("b", "x")), gzLayer(t, imagetest.File("b", "y")))
 	ref := g.push(t, "team/app:1", img)
 	a := newStore(t, Options{})
 	info := pull(t, a, "t", ref)
-	for _, format := range []string{FormatOCI, FormatDocker} {
+	for _, format := range []string{archive.OCI, archive.Docker} {
 		var one, two bytes.Buffer
 		if err := a.Export(ctx, "t", ref, format, &one); err != nil {
 			t.Fatal(err)
@@ -87,7 +91,7 @@ func TestRoundTrips(t *testing.T) {
 		if got.Reference != info.Reference || got.Layers != 3 {
 			t.Errorf("%s: %+v", format, got)
 		}
-		if format == FormatOCI && got.Digest != info.Digest {
+		if format == archive.OCI && got.Digest != info.Digest {
 			t.Errorf("the digest changed: %s", got.Digest)
 		}
 		ra, _ := a.Unpack(ctx, info.Digest)
@@ -96,7 +100,7 @@ func TestRoundTrips(t *testing.T) {
 			t.Fatalf("%s: %+v %v", format, rb, err)
 		}
 		for i := range ra.Layers {
-			if !reflect.DeepEqual(tree(t, ra.Layers[i]), tree(t, rb.Layers[i])) {
+			if !reflect.DeepEqual(imagetest.Tree(t, ra.Layers[i]), imagetest.Tree(t, rb.Layers[i])) {
 				t.Errorf("%s: layer %d differs", format, i)
 			}
 		}
@@ -107,8 +111,8 @@ func TestRoundTrips(t *testing.T) {
 }
 
 func TestImportOfOthersArchives(t *testing.T) {
-	same := gzLayer(t, file("f", noise(3, 10<<10)))
-	img := makeImage(t, same, gzLayer(t, file("g", "x")), same)
+	same := gzLayer(t, imagetest.File("f", imagetest.Noise(3, 10<<10)))
+	img := makeImage(t, same, gzLayer(t, imagetest.File("g", "x")), same)
 	tag, err := name.NewTag("team/app:2")
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +121,7 @@ func TestImportOfOthersArchives(t *testing.T) {
 	if err := tarball.Write(tag, img, &b); err != nil {
 		t.Fatal(err)
 	}
-	for what, in := range map[string][]byte{"plain": b.Bytes(), "gzip": gz(t, b.Bytes())} {
+	for what, in := range map[string][]byte{"plain": b.Bytes(), "gzip": imagetest.Gz(t, b.Bytes())} {
 		s := newStore(t, Options{})
 		info, err := s.Import(ctx, "", "", bytes.NewReader(in), ImportOptions{})
 		if err != nil || info.Name() != "team/app:2" || info.Layers != 3 {
@@ -125,13 +129,13 @@ func TestImportOfOthersArchives(t *testing.T) {
 		}
 	}
 	// docker save of old: layers are plain tars, and a repeated one is a link.
-	l1, l2 := makeTar(t, file("f", "1")), makeTar(t, file("g", "2"))
+	l1, l2 := imagetest.Tar(t, imagetest.File("f", "1")), imagetest.Tar(t, imagetest.File("g", "2"))
 	cfg, _ := json.Marshal(map[string]any{"os": "linux", "architecture": "amd64", "config": map[string]any{"Cmd": []string{"x"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{digestOf(l1), digestOf(l2), digestOf(l1)}}})
-	id := strings.TrimPrefix(digestOf(cfg), "sha256:")
-	man, _ := json.Marshal([]dockerImage{{Config: id + ".json", RepoTags: []string{"old:1"}, Layers: []string{"a/layer.tar", "b/layer.tar", "c/layer.tar"}}})
-	old := makeTar(t, dir(strings.Repeat("a", 64)+"/"), file("a/layer.tar", string(l1)), file("b/layer.tar", string(l2)), symlink("c/layer.tar", "../a/layer.tar"),
-		file(id+".json", string(cfg)), file("manifest.json", string(man)), file("repositories", "{}"))
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{oci.Digest(l1), oci.Digest(l2), oci.Digest(l1)}}})
+	id := strings.TrimPrefix(oci.Digest(cfg), "sha256:")
+	man, _ := json.Marshal([]archive.Saved{{Config: id + ".json", RepoTags: []string{"old:1"}, Layers: []string{"a/layer.tar", "b/layer.tar", "c/layer.tar"}}})
+	old := imagetest.Tar(t, imagetest.Dir(strings.Repeat("a", 64)+"/"), imagetest.File("a/layer.tar", string(l1)), imagetest.File("b/layer.tar", string(l2)), imagetest.Symlink("c/layer.tar", "../a/layer.tar"),
+		imagetest.File(id+".json", string(cfg)), imagetest.File("manifest.json", string(man)), imagetest.File("repositories", "{}"))
 	s := newStore(t, Options{})
 	info, err := s.Import(ctx, "t", "renamed:3", bytes.NewReader(old), ImportOptions{})
 	if err != nil || info.Name() != "renamed:3" {
@@ -147,51 +151,53 @@ func TestImportOfOthersArchives(t *testing.T) {
 }
 
 func TestImportRefuses(t *testing.T) {
-	layer := makeTar(t, file("f", "1"))
-	blob := gz(t, layer)
-	cfg := []byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":["` + digestOf(layer) + `"]}}`)
+	layer := imagetest.Tar(t, imagetest.File("f", "1"))
+	blob := imagetest.Gz(t, layer)
+	cfg := []byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":["` + oci.Digest(layer) + `"]}}`)
 	man := func(size int) []byte {
-		m, _ := json.Marshal(map[string]any{"schemaVersion": 2, "config": map[string]any{"mediaType": types.OCIConfigJSON, "digest": digestOf(cfg), "size": len(cfg)},
-			"layers": []any{map[string]any{"mediaType": types.OCILayer, "digest": digestOf(blob), "size": size}}})
+		m, _ := json.Marshal(map[string]any{"schemaVersion": 2, "config": map[string]any{"mediaType": types.OCIConfigJSON, "digest": oci.Digest(cfg), "size": len(cfg)},
+			"layers": []any{map[string]any{"mediaType": types.OCILayer, "digest": oci.Digest(blob), "size": size}}})
 		return m
 	}
 	layout := func(m []byte, blobs ...[]byte) []byte {
-		ix, _ := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []any{map[string]any{"mediaType": types.OCIManifestSchema1, "digest": digestOf(m), "size": len(m)}}})
-		e := []entry{file("oci-layout", "{}"), file("index.json", string(ix)), file("blobs/sha256/"+digestOf(m)[7:], string(m)), file("blobs/sha256/"+digestOf(cfg)[7:], string(cfg))}
+		ix, _ := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []any{map[string]any{"mediaType": types.OCIManifestSchema1, "digest": oci.Digest(m), "size": len(m)}}})
+		e := []imagetest.Entry{imagetest.File("oci-layout", "{}"), imagetest.File("index.json", string(ix)), imagetest.File("blobs/sha256/"+oci.Digest(m)[7:], string(m)), imagetest.File("blobs/sha256/"+oci.Digest(cfg)[7:], string(cfg))}
 		for _, b := range blobs {
-			e = append(e, file("blobs/sha256/"+digestOf(blob)[7:], string(b)))
+			e = append(e, imagetest.File("blobs/sha256/"+oci.Digest(blob)[7:], string(b)))
 		}
-		return makeTar(t, e...)
+		return imagetest.Tar(t, e...)
 	}
 	good := layout(man(len(blob)), blob)
 	bad := bytes.Clone(blob)
 	bad[len(bad)-1] ^= 1
-	docker := func(m string) []byte { return makeTar(t, file("manifest.json", m), file("c.json", string(cfg))) }
+	docker := func(m string) []byte {
+		return imagetest.Tar(t, imagetest.File("manifest.json", m), imagetest.File("c.json", string(cfg)))
+	}
 	for what, c := range map[string]struct {
 		in   []byte
 		name string
 		opt  ImportOptions
 		want string
 	}{
-		"forged blob":         {layout(man(len(blob)), bad), "x", ImportOptions{}, digestOf(blob)},
-		"wrong size":          {layout(man(len(blob)+1), blob), "x", ImportOptions{}, digestOf(blob)},
+		"forged blob":         {layout(man(len(blob)), bad), "x", ImportOptions{}, oci.Digest(blob)},
+		"wrong size":          {layout(man(len(blob)+1), blob), "x", ImportOptions{}, oci.Digest(blob)},
 		"lacking blob":        {layout(man(len(blob))), "x", ImportOptions{}, "lacks"},
 		"no name":             {good, "", ImportOptions{}, "name"},
 		"bad name":            {good, "Bad Name", ImportOptions{}, "reference"},
-		"name with digest":    {good, "a@" + someDigest, ImportOptions{}, "digest"},
+		"name with digest":    {good, "a@" + imagetest.SomeDigest, ImportOptions{}, "digest"},
 		"bad format":          {good, "x", ImportOptions{Format: "zip"}, "format"},
 		"cut":                 {good[:len(good)/2], "x", ImportOptions{}, "archive"},
-		"cut gzip":            {gz(t, layer)[:40], "x", ImportOptions{}, "archive"},
+		"cut gzip":            {imagetest.Gz(t, layer)[:40], "x", ImportOptions{}, "archive"},
 		"no archive":          {[]byte("hello, this is no archive at all"), "x", ImportOptions{}, "archive"},
-		"empty":               {makeTar(t), "x", ImportOptions{}, "empty"},
-		"no image":            {makeTar(t, file("repositories", "{}")), "x", ImportOptions{}, "neither"},
-		"member leaves":       {makeTar(t, file("oci-layout", ""), file("../x", "")), "x", ImportOptions{}, "leaves"},
+		"empty":               {imagetest.Tar(t), "x", ImportOptions{}, "empty"},
+		"no image":            {imagetest.Tar(t, imagetest.File("repositories", "{}")), "x", ImportOptions{}, "neither"},
+		"member leaves":       {imagetest.Tar(t, imagetest.File("oci-layout", ""), imagetest.File("../x", "")), "x", ImportOptions{}, "leaves"},
 		"docker: no images":   {docker(`[]`), "x", ImportOptions{}, "manifest.json"},
 		"docker: path":        {docker(`[{"Config":"../../../etc/passwd","Layers":[]}]`), "x", ImportOptions{}, "lacks"},
 		"docker: lacks layer": {docker(`[{"Config":"c.json","Layers":["../../l"]}]`), "x", ImportOptions{}, "lacks"},
 		"docker: layer count": {docker(`[{"Config":"c.json","Layers":[]}]`), "x", ImportOptions{}, "layers"},
 		"docker: two images":  {docker(`[{"Config":"c.json","RepoTags":["a:1"]},{"Config":"c.json","RepoTags":["b:1"]}]`), "x", ImportOptions{}, "a:1, b:1"},
-		"rootfs leaves":       {makeTar(t, file("../x", "")), "x", ImportOptions{}, "leaves"},
+		"rootfs leaves":       {imagetest.Tar(t, imagetest.File("../x", "")), "x", ImportOptions{}, "leaves"},
 	} {
 		s := newStore(t, Options{})
 		_, err := s.Import(ctx, "", c.name, bytes.NewReader(c.in), c.opt)
@@ -217,41 +223,41 @@ func TestImportRefuses(t *testing.T) {
 
 func TestImportCannotNameOthersLayers(t *testing.T) {
 	s := newStore(t, Options{})
-	layer := makeTar(t, file("secret", "1"))
-	if _, err := s.Import(ctx, "a", "mine", bytes.NewReader(gz(t, layer)), ImportOptions{}); err != nil {
+	layer := imagetest.Tar(t, imagetest.File("secret", "1"))
+	if _, err := s.Import(ctx, "a", "mine", bytes.NewReader(imagetest.Gz(t, layer)), ImportOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
 	if err := s.Export(ctx, "a", "mine", "", &b); err != nil {
 		t.Fatal(err)
 	}
-	var thin []entry
+	var thin []imagetest.Entry
 	for tr := tar.NewReader(&b); ; {
 		h, err := tr.Next()
 		if err != nil {
 			break
 		}
 		raw, _ := io.ReadAll(tr)
-		if h.Name != "blobs/sha256/"+digestOf(gz(t, layer))[7:] {
-			thin = append(thin, file(h.Name, string(raw)))
+		if h.Name != "blobs/sha256/"+oci.Digest(imagetest.Gz(t, layer))[7:] {
+			thin = append(thin, imagetest.File(h.Name, string(raw)))
 		}
 	}
-	if _, err := s.Import(ctx, "b", "stolen", bytes.NewReader(makeTar(t, thin...)), ImportOptions{}); !errors.Is(err, errs.Invalid) {
+	if _, err := s.Import(ctx, "b", "stolen", bytes.NewReader(imagetest.Tar(t, thin...)), ImportOptions{}); !errors.Is(err, errs.Invalid) {
 		t.Fatal("another tenant's layer was taken by its digest", err)
 	}
-	if _, err := s.Import(ctx, "a", "thin", bytes.NewReader(makeTar(t, thin...)), ImportOptions{}); err != nil {
+	if _, err := s.Import(ctx, "a", "thin", bytes.NewReader(imagetest.Tar(t, thin...)), ImportOptions{}); err != nil {
 		t.Fatal("the owner need not bring it again", err)
 	}
 }
 
 func TestNames(t *testing.T) {
 	s := newStore(t, Options{})
-	raw := makeTar(t, file("f", "1"))
+	raw := imagetest.Tar(t, imagetest.File("f", "1"))
 	shared, err := s.Import(ctx, "", "base", bytes.NewReader(raw), ImportOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := s.Import(ctx, "a", "base", bytes.NewReader(makeTar(t, file("f", "2"))), ImportOptions{})
+	own, err := s.Import(ctx, "a", "base", bytes.NewReader(imagetest.Tar(t, imagetest.File("f", "2"))), ImportOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,7 +318,7 @@ func TestImageWithoutLayers(t *testing.T) {
 
 func TestZstdAndPlainLayers(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	a, b := makeTar(t, file("a", "1")), makeTar(t, file("b", "2"))
+	a, b := imagetest.Tar(t, imagetest.File("a", "1")), imagetest.Tar(t, imagetest.File("b", "2"))
 	var layers []ggcr.Layer
 	layers = append(layers, tarLayer{a, zs(t, a), types.OCILayerZStd}, tarLayer{b, b, types.OCIUncompressedLayer})
 	info := pull(t, s, "", g.push(t, "z:1", makeImage(t, layers...)))
@@ -331,16 +337,16 @@ const busyboxPath = "/usr/bin/busybox"
 
 func TestBusybox(t *testing.T) {
 	var one, two bytes.Buffer
-	if err := BusyboxRootfs(ctx, busyboxPath, &one); errors.Is(err, errs.Unsupported) {
+	if err := busybox.Rootfs(ctx, busyboxPath, &one); errors.Is(err, errs.Unsupported) {
 		t.Skip(err)
 	} else if err != nil {
 		t.Fatal(err)
 	}
-	if err := BusyboxRootfs(ctx, busyboxPath, &two); err != nil || !bytes.Equal(one.Bytes(), two.Bytes()) {
+	if err := busybox.Rootfs(ctx, busyboxPath, &two); err != nil || !bytes.Equal(one.Bytes(), two.Bytes()) {
 		t.Fatal("not reproducible", err)
 	}
 	s := newStore(t, Options{})
-	info, err := s.Import(ctx, "", "busybox", &one, ImportOptions{Config: BusyboxConfig()})
+	info, err := s.Import(ctx, "", "busybox", &one, ImportOptions{Config: busybox.Config()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -354,14 +360,14 @@ func TestBusybox(t *testing.T) {
 			t.Errorf("%s: %v %v", p, fi, err)
 		}
 	}
-	if err := BusyboxRootfs(ctx, "/nonexistent", io.Discard); !errors.Is(err, errs.Unsupported) || errs.HintOf(err) == "" {
+	if err := busybox.Rootfs(ctx, "/nonexistent", io.Discard); !errors.Is(err, errs.Unsupported) || errs.HintOf(err) == "" {
 		t.Error(err)
 	}
 }
 
 func BenchmarkUnpackReady(b *testing.B) {
 	s := newStore(b, Options{})
-	info, err := s.Import(ctx, "", "x", bytes.NewReader(makeTar(b, file("f", "x"))), ImportOptions{})
+	info, err := s.Import(ctx, "", "x", bytes.NewReader(imagetest.Tar(b, imagetest.File("f", "x"))), ImportOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -375,7 +381,7 @@ func BenchmarkUnpackReady(b *testing.B) {
 
 func BenchmarkResolve(b *testing.B) {
 	s := newStore(b, Options{})
-	if _, err := s.Import(ctx, "", "busybox", bytes.NewReader(makeTar(b, file("f", "x"))), ImportOptions{}); err != nil {
+	if _, err := s.Import(ctx, "", "busybox", bytes.NewReader(imagetest.Tar(b, imagetest.File("f", "x"))), ImportOptions{}); err != nil {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
@@ -388,7 +394,7 @@ func BenchmarkResolve(b *testing.B) {
 
 func BenchmarkImportBusybox(b *testing.B) {
 	var tarball bytes.Buffer
-	if err := BusyboxRootfs(ctx, busyboxPath, &tarball); err != nil {
+	if err := busybox.Rootfs(ctx, busyboxPath, &tarball); err != nil {
 		b.Skip(err)
 	}
 	b.SetBytes(int64(tarball.Len()))

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"atoll/internal/image/imagetest"
 )
 
 // TestKilledChild is the process that TestKillAtAnyTime kills.
@@ -43,17 +45,17 @@ func TestKilledChild(t *testing.T) {
 }
 
 func TestKillAtAnyTime(t *testing.T) {
-	needRoot(t)
+	imagetest.NeedRoot(t)
 	g := newRegistry(t)
 	var refs []string
 	want := map[string][][]string{} // trees by digest
 	model := newStore(t, Options{})
 	for i := range 3 {
-		var many []entry
+		var many []imagetest.Entry
 		for j := range 40 {
-			many = append(many, file(fmt.Sprintf("d%d/f%d", j%5, j), noise(uint64(i*100+j), 4<<10)))
+			many = append(many, imagetest.File(fmt.Sprintf("d%d/f%d", j%5, j), imagetest.Noise(uint64(i*100+j), 4<<10)))
 		}
-		ref := g.push(t, fmt.Sprintf("k%d:1", i), makeImage(t, gzLayer(t, many...), gzLayer(t, file("big", noise(uint64(i), 300<<10)), file("d1/.wh.f1", ""))))
+		ref := g.push(t, fmt.Sprintf("k%d:1", i), makeImage(t, gzLayer(t, many...), gzLayer(t, imagetest.File("big", imagetest.Noise(uint64(i), 300<<10)), imagetest.File("d1/.wh.f1", ""))))
 		refs = append(refs, ref)
 		info := pull(t, model, "", ref)
 		root, err := model.Unpack(ctx, info.Digest)
@@ -61,7 +63,7 @@ func TestKillAtAnyTime(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, l := range root.Layers {
-			want[info.Digest] = append(want[info.Digest], tree(t, l))
+			want[info.Digest] = append(want[info.Digest], imagetest.Tree(t, l))
 		}
 	}
 	dir := t.TempDir() + "/images"
@@ -85,7 +87,7 @@ func TestKillAtAnyTime(t *testing.T) {
 				t.Fatal(err)
 			}
 			for n, l := range root.Layers {
-				if got := tree(t, l); !reflect.DeepEqual(got, want[i.Digest][n]) {
+				if got := imagetest.Tree(t, l); !reflect.DeepEqual(got, want[i.Digest][n]) {
 					t.Fatalf("%s layer %d is not whole: %v", i.Reference, n, got)
 				}
 			}

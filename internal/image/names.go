@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"atoll/internal/errs"
+	"atoll/internal/image/disk"
+	"atoll/internal/image/oci"
 )
 
 // Info is a named image.
@@ -29,7 +31,7 @@ type Info struct {
 
 // Name is the reference as people type it.
 func (i Info) Name() string {
-	r, err := ParseReference(i.Reference)
+	r, err := oci.Parse(i.Reference)
 	if err != nil {
 		return i.Reference
 	}
@@ -71,10 +73,10 @@ func decodeNames(raw []byte) ([]Info, error) {
 		return nil, fmt.Errorf("version %d is not known", f.Version)
 	}
 	for _, i := range f.Names {
-		if !digestRE.MatchString(i.Digest) || i.Index != "" && !digestRE.MatchString(i.Index) {
-			return nil, fmt.Errorf("%q: no digest", clip(i.Reference))
+		if !oci.IsDigest(i.Digest) || i.Index != "" && !oci.IsDigest(i.Index) {
+			return nil, fmt.Errorf("%q: no digest", oci.Clip(i.Reference))
 		}
-		if _, err := ParseReference(i.Reference); err != nil {
+		if _, err := oci.Parse(i.Reference); err != nil {
 			return nil, err
 		}
 	}
@@ -87,7 +89,7 @@ func (s *Store) saveNames() error {
 	if err != nil {
 		return err
 	}
-	return s.replaceFile("names.json", raw)
+	return disk.Replace(s.path("tmp"), s.path("names.json"), raw)
 }
 
 // change edits the table and writes it; when that fails nothing has changed.
@@ -108,7 +110,7 @@ func (s *Store) change(edit func(map[nameKey]Info) error) error {
 	s.names = after
 	if err := s.saveNames(); err != nil {
 		s.names = before
-		return fmt.Errorf("image store: save names: %w", noSpace(err))
+		return fmt.Errorf("image store: save names: %w", disk.NoSpace(err))
 	}
 	return nil
 }
@@ -130,7 +132,7 @@ func (s *Store) Resolve(ctx context.Context, scope, ref string) (Info, error) {
 }
 
 func (s *Store) resolve(scope, ref string) (Info, error) {
-	if digestRE.MatchString(ref) {
+	if oci.IsDigest(ref) {
 		for _, sc := range []string{scope, ""} {
 			if l := s.sorted(func(i Info) bool { return i.Scope == sc && (i.Digest == ref || i.Index == ref) }); len(l) > 0 {
 				return l[0], nil
@@ -138,7 +140,7 @@ func (s *Store) resolve(scope, ref string) (Info, error) {
 		}
 		return Info{}, notHere(ref, ref)
 	}
-	r, err := ParseReference(ref)
+	r, err := oci.Parse(ref)
 	if err != nil {
 		return Info{}, err
 	}
@@ -157,12 +159,12 @@ func (s *Store) resolve(scope, ref string) (Info, error) {
 }
 
 // pinned tells whether a name has the repository and the digest that are asked for.
-func pinned(i Info, r Reference) bool {
+func pinned(i Info, r oci.Reference) bool {
 	return (i.Digest == r.Digest || i.Index == r.Digest) && strings.HasPrefix(i.Reference, r.Name()) && strings.ContainsRune(":@", rune(i.Reference[len(r.Name())]))
 }
 
 func notHere(ref, short string) error {
-	return errs.New(errs.NotFound, "image %s is not on this node", clip(ref)).WithHint("pull it: atoll image pull %s", clip(short))
+	return errs.New(errs.NotFound, "image %s is not on this node", oci.Clip(ref)).WithHint("pull it: atoll image pull %s", oci.Clip(short))
 }
 
 // List gives the names in a scope, sorted; not everybody's.
@@ -196,8 +198,8 @@ func (s *Store) sorted(want func(Info) bool) []Info {
 // digest. The content goes with the next GC when nothing else needs it.
 func (s *Store) Remove(ctx context.Context, scope, ref string) error {
 	match := func(i Info) bool { return i.Digest == ref || i.Index == ref }
-	if !digestRE.MatchString(ref) {
-		r, err := ParseReference(ref)
+	if !oci.IsDigest(ref) {
+		r, err := oci.Parse(ref)
 		if err != nil {
 			return err
 		}
@@ -212,7 +214,7 @@ func (s *Store) Remove(ctx context.Context, scope, ref string) error {
 			}
 		}
 		if n == 0 {
-			return errs.New(errs.NotFound, "image %s is not here under that name", clip(ref)).WithHint("list the names: atoll image ls")
+			return errs.New(errs.NotFound, "image %s is not here under that name", oci.Clip(ref)).WithHint("list the names: atoll image ls")
 		}
 		return nil
 	})
@@ -220,12 +222,12 @@ func (s *Store) Remove(ctx context.Context, scope, ref string) error {
 
 // Tag gives an image that is here a further name in the scope.
 func (s *Store) Tag(ctx context.Context, scope, ref, name string) (Info, error) {
-	r, err := ParseReference(name)
+	r, err := oci.Parse(name)
 	if err != nil {
 		return Info{}, err
 	}
 	if r.Digest != "" {
-		return Info{}, errs.InvalidFields("image", []errs.Field{{Field: "name", Value: clip(name), Rule: "must not have a digest", Example: "team/app:1"}})
+		return Info{}, errs.InvalidFields("image", []errs.Field{{Field: "name", Value: oci.Clip(name), Rule: "must not have a digest", Example: "team/app:1"}})
 	}
 	i, err := s.Resolve(ctx, scope, ref)
 	if err != nil {
@@ -241,7 +243,7 @@ func (s *Store) Tag(ctx context.Context, scope, ref, name string) (Info, error) 
 	}
 	return i, s.change(func(m map[nameKey]Info) error {
 		if !s.present(i.Digest) {
-			return errs.New(errs.NotFound, "image %s has just been removed", clip(ref))
+			return errs.New(errs.NotFound, "image %s has just been removed", oci.Clip(ref))
 		}
 		m[nameKey{scope, i.Reference}] = i
 		s.touch(i.Digest)

@@ -1,15 +1,18 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/image/flight"
+	"atoll/internal/image/oci"
+	"atoll/internal/image/registry"
 )
 
 // PullOptions are of one pull.
@@ -29,17 +32,17 @@ type PullOptions struct {
 // that is wrong (a digest is named), NotFound, Denied, Unavailable, NoCapacity,
 // Unsupported (platform, obsolete format).
 func (s *Store) Pull(ctx context.Context, scope, ref string, opt PullOptions) (Info, error) {
-	r, err := ParseReference(ref)
+	r, err := oci.Parse(ref)
 	if err != nil {
 		return Info{}, err
 	}
-	p := &puller{s: s, scope: scope, ref: r, lease: s.newLease(), tell: serial(opt.Progress)}
+	p := &puller{s: s, scope: scope, ref: r, lease: s.newLease(), tell: flight.Serial(opt.Progress)}
 	defer p.lease.end()
-	if p.want, err = parsePlatform(first(opt.Platform, s.opt.Platform)); err != nil {
+	if p.want, err = oci.ParsePlatform(cmp.Or(opt.Platform, s.opt.Platform)); err != nil {
 		return Info{}, err
 	}
-	p.from = s.sources(r, opt.Auth)
-	defer func() { closeSources(p.from) }()
+	p.from = s.remote.Sources(r, opt.Auth)
+	defer func() { registry.Close(p.from) }()
 	info, err := p.run(ctx, !opt.NoUnpack)
 	if err != nil {
 		return Info{}, fmt.Errorf("pull %s: %w", r.Short(), err)
@@ -50,9 +53,9 @@ func (s *Store) Pull(ctx context.Context, scope, ref string, opt PullOptions) (I
 type puller struct {
 	s     *Store
 	scope string
-	ref   Reference
-	want  platform
-	from  []*source
+	ref   oci.Reference
+	want  oci.Platform
+	from  []*registry.Source
 	lease *lease
 	tell  func(api.Progress)
 }
@@ -62,11 +65,11 @@ func (p *puller) run(ctx context.Context, unpack bool) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	digest := digestOf(raw)
+	digest := oci.Digest(raw)
 	// From here on GC leaves the image alone, whatever of it is here.
 	defer p.s.Hold(digest)()
-	p.lease.add(doc.config.Digest, digest)
-	for _, l := range doc.layers {
+	p.lease.add(doc.Config.Digest, digest)
+	for _, l := range doc.Layers {
 		p.lease.add(l.Digest)
 	}
 	img, err := p.content(ctx, doc)
@@ -81,7 +84,7 @@ func (p *puller) run(ctx context.Context, unpack bool) (Info, error) {
 	}
 	indexDigest := ""
 	if index != nil {
-		p.lease.add(digestOf(index))
+		p.lease.add(oci.Digest(index))
 		if indexDigest, err = p.s.putBlob(index); err != nil {
 			return Info{}, err
 		}
@@ -104,27 +107,27 @@ func (p *puller) run(ctx context.Context, unpack bool) (Info, error) {
 }
 
 // info describes an image that is here.
-func (s *Store) info(scope string, r Reference, digest string, img parsedImage) Info {
-	i := Info{Scope: scope, Reference: r.String(), Digest: digest, Size: img.doc.config.Size, Layers: len(img.doc.layers),
-		Platform: img.config.platform.String(), Created: img.config.created, Since: s.opt.Clock.Now()}
-	for _, l := range img.doc.layers {
+func (s *Store) info(scope string, r oci.Reference, digest string, img oci.Image) Info {
+	i := Info{Scope: scope, Reference: r.String(), Digest: digest, Size: img.Manifest.Config.Size, Layers: len(img.Manifest.Layers),
+		Platform: img.Config.Platform.String(), Created: img.Config.Created, Since: s.opt.Clock.Now()}
+	for _, l := range img.Manifest.Layers {
 		i.Size += l.Size
 	}
 	return i
 }
 
 // manifests finds the manifest for the platform; index is nil when the name is of one image.
-func (p *puller) manifests(ctx context.Context) (index, raw []byte, doc document, err error) {
+func (p *puller) manifests(ctx context.Context) (index, raw []byte, doc oci.Document, err error) {
 	raw, doc, err = p.top(ctx)
-	if err != nil || !doc.index {
+	if err != nil || !doc.IsIndex {
 		return nil, raw, doc, err
 	}
 	index = raw
-	for depth := 0; doc.index; depth++ {
+	for depth := 0; doc.IsIndex; depth++ {
 		if depth == 3 {
 			return nil, nil, doc, errs.New(errs.Invalid, "image index: nested more than 3 deep")
 		}
-		m, err := doc.choose(p.want)
+		m, err := doc.Choose(p.want)
 		if err != nil {
 			return nil, nil, doc, err
 		}
@@ -136,54 +139,54 @@ func (p *puller) manifests(ctx context.Context) (index, raw []byte, doc document
 }
 
 // top asks every source what the reference means, until one knows.
-func (p *puller) top(ctx context.Context) ([]byte, document, error) {
-	ref := first(p.ref.Digest, p.ref.Tag)
+func (p *puller) top(ctx context.Context) ([]byte, oci.Document, error) {
+	ref := cmp.Or(p.ref.Digest, p.ref.Tag)
 	var last error
 	for i, c := range p.from {
-		raw, mt, err := c.manifest(ctx, ref)
+		raw, mt, err := c.Manifest(ctx, ref)
 		if err == nil {
-			doc, err := decodeManifest(raw, mt, p.s.opt.Limits)
+			doc, err := oci.DecodeManifest(raw, mt, p.s.opt.Limits)
 			if err != nil {
-				return nil, document{}, err
+				return nil, oci.Document{}, err
 			}
 			// Where the manifest came from, the rest is most likely.
 			p.from[0], p.from[i] = p.from[i], p.from[0]
 			return raw, doc, nil
 		}
-		if done(ctx) != nil {
-			return nil, document{}, err
+		if flight.CalledOff(ctx) != nil {
+			return nil, oci.Document{}, err
 		}
 		if i < len(p.from)-1 {
-			p.s.log.Info("mirror does not help", "mirror", c.host, "image", p.ref.Short(), "error", err)
+			p.s.log.Info("mirror does not help", "mirror", c.Host, "image", p.ref.Short(), "error", err)
 		}
 		last = err
 	}
-	return nil, document{}, last
+	return nil, oci.Document{}, last
 }
 
-func (p *puller) child(ctx context.Context, m platformed) (raw []byte, doc document, err error) {
+func (p *puller) child(ctx context.Context, m oci.Entry) (raw []byte, doc oci.Document, err error) {
 	if p.s.claimed(p.scope, m.Digest) {
-		if raw, err = p.s.readBlob(m.Digest, maxManifest); err == nil {
-			doc, err = decodeManifest(raw, m.MediaType, p.s.opt.Limits)
+		if raw, err = p.s.readBlob(m.Digest, oci.MaxManifest); err == nil {
+			doc, err = oci.DecodeManifest(raw, m.MediaType, p.s.opt.Limits)
 			return raw, doc, err
 		}
 	}
 	for _, c := range p.from {
 		var mt string
-		if raw, mt, err = c.manifest(ctx, m.Digest); err == nil {
-			doc, err = decodeManifest(raw, mt, p.s.opt.Limits)
+		if raw, mt, err = c.Manifest(ctx, m.Digest); err == nil {
+			doc, err = oci.DecodeManifest(raw, mt, p.s.opt.Limits)
 			return raw, doc, err
 		}
-		if done(ctx) != nil {
+		if flight.CalledOff(ctx) != nil {
 			break
 		}
 	}
-	return nil, document{}, err
+	return nil, oci.Document{}, err
 }
 
 // content brings config and layers, several at a time.
-func (p *puller) content(ctx context.Context, doc document) (parsedImage, error) {
-	blobs := append([]descriptor{doc.config}, doc.layers...)
+func (p *puller) content(ctx context.Context, doc oci.Document) (oci.Image, error) {
+	blobs := append([]oci.Descriptor{doc.Config}, doc.Layers...)
 	var need int64
 	for _, b := range blobs {
 		if !p.s.claimed(p.scope, b.Digest) {
@@ -191,70 +194,37 @@ func (p *puller) content(ctx context.Context, doc document) (parsedImage, error)
 		}
 	}
 	if err := p.s.room(need); err != nil {
-		return parsedImage{}, err
+		return oci.Image{}, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(p.s.opt.Parallel)
-	for _, b := range unique(blobs) {
+	g.SetLimit(p.s.remote.Parallel)
+	for _, b := range oci.Unique(blobs) {
 		g.Go(func() error { return p.s.fetch(gctx, p.from, p.scope, b, p.tell) })
 	}
 	if err := g.Wait(); err != nil {
-		return parsedImage{}, err
+		return oci.Image{}, err
 	}
-	raw, err := p.s.readBlob(doc.config.Digest, maxConfig)
+	raw, err := p.s.readBlob(doc.Config.Digest, oci.MaxConfig)
 	if err != nil {
-		return parsedImage{}, err
+		return oci.Image{}, err
 	}
-	cfg, err := decodeConfig(raw)
+	cfg, err := oci.DecodeConfig(raw)
 	if err != nil {
-		return parsedImage{}, err
+		return oci.Image{}, err
 	}
-	if rank(cfg.platform, p.want) == 0 && cfg.platform.os != "" {
-		return parsedImage{}, errs.New(errs.Unsupported, "image is made for %s, not for %s", cfg.platform, p.want).
+	if oci.Rank(cfg.Platform, p.want) == 0 && cfg.Platform.OS != "" {
+		return oci.Image{}, errs.New(errs.Unsupported, "image is made for %s, not for %s", cfg.Platform, p.want).
 			WithHint("choose its platform with --platform if this machine can run it")
 	}
-	return parseImage(doc, cfg)
+	return oci.Join(doc, cfg)
 }
 
 // whole tells whether all blobs are here.
-func (p *puller) whole(doc document) bool {
-	for _, b := range append([]descriptor{doc.config}, doc.layers...) {
+func (p *puller) whole(doc oci.Document) bool {
+	for _, b := range append([]oci.Descriptor{doc.Config}, doc.Layers...) {
 		if !p.s.present(b.Digest) {
 			return false
 		}
 	}
 	return true
-}
-
-// unique drops repeated blobs: the same layer may be in an image twice.
-func unique(list []descriptor) []descriptor {
-	seen := map[string]bool{}
-	var out []descriptor
-	for _, d := range list {
-		if !seen[d.Digest] {
-			seen[d.Digest] = true
-			out = append(out, d)
-		}
-	}
-	return out
-}
-
-// serial makes a progress function safe to be told by many.
-func serial(fn func(api.Progress)) func(api.Progress) {
-	if fn == nil {
-		return func(api.Progress) {}
-	}
-	var mu sync.Mutex
-	return func(p api.Progress) {
-		mu.Lock()
-		defer mu.Unlock()
-		fn(p)
-	}
-}
-
-func first(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }

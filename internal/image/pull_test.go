@@ -29,13 +29,16 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/image/imagetest"
+	"atoll/internal/image/oci"
+	"atoll/internal/image/registry"
 )
 
 var ctx = context.Background()
 
 func TestPullResolveUnpack(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	img := makeImage(t, gzLayer(t, dir("etc/"), file("etc/a", "one"), file("gone", "x")), gzLayer(t, file("etc/b", "two"), file(".wh.gone", "")))
+	img := makeImage(t, gzLayer(t, imagetest.Dir("etc/"), imagetest.File("etc/a", "one"), imagetest.File("gone", "x")), gzLayer(t, imagetest.File("etc/b", "two"), imagetest.File(".wh.gone", "")))
 	ref := g.push(t, "team/app:1", img)
 	var mu sync.Mutex
 	seen := map[string]bool{}
@@ -63,7 +66,7 @@ func TestPullResolveUnpack(t *testing.T) {
 	if err != nil || len(root.Layers) != 2 {
 		t.Fatal(root, err)
 	}
-	want := Config{Entrypoint: []string{"/e"}, Cmd: []string{"c"}, Env: []string{"A=1"}, WorkingDir: "/w", User: "7:8", StopSignal: "SIGINT",
+	want := oci.Config{Entrypoint: []string{"/e"}, Cmd: []string{"c"}, Env: []string{"A=1"}, WorkingDir: "/w", User: "7:8", StopSignal: "SIGINT",
 		Volumes: []string{"/v1", "/v2"}, ExposedPorts: []string{"80/tcp"}, Labels: map[string]string{"l": "v"}}
 	if !reflect.DeepEqual(root.Config, want) {
 		t.Errorf("config %+v", root.Config)
@@ -95,7 +98,7 @@ func TestPullResolveUnpack(t *testing.T) {
 
 func TestPullOfIndexTakesThePlatform(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	one, two := makeImage(t, gzLayer(t, file("amd", "1"))), makeImage(t, gzLayer(t, file("arm", "2")))
+	one, two := makeImage(t, gzLayer(t, imagetest.File("amd", "1"))), makeImage(t, gzLayer(t, imagetest.File("arm", "2")))
 	cf, _ := two.ConfigFile()
 	cf = cf.DeepCopy()
 	cf.Architecture = "arm64"
@@ -129,7 +132,7 @@ func TestPullOfIndexTakesThePlatform(t *testing.T) {
 
 func TestPullResumesAfterBrokenConnections(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	big := gzLayer(t, file("big", noise(1, 3<<20)))
+	big := gzLayer(t, imagetest.File("big", imagetest.Noise(1, 3<<20)))
 	ref := g.push(t, "big:1", makeImage(t, big))
 	size, _ := big.Size()
 	var cuts atomic.Int32
@@ -153,8 +156,8 @@ func TestPullResumesAfterBrokenConnections(t *testing.T) {
 }
 
 func TestPullGoesOnInTheNextLife(t *testing.T) {
-	s, g := newStore(t, Options{Retries: 1}), newRegistry(t)
-	big, small := gzLayer(t, file("big", noise(2, 2<<20))), gzLayer(t, file("small", noise(3, 200<<10)))
+	s, g := newStore(t, Options{Registry: registry.Options{Retries: 1}}), newRegistry(t)
+	big, small := gzLayer(t, imagetest.File("big", imagetest.Noise(2, 2<<20))), gzLayer(t, imagetest.File("small", imagetest.Noise(3, 200<<10)))
 	ref := g.push(t, "big:1", makeImage(t, small, big))
 	h, _ := big.Digest()
 	hs, _ := small.Digest()
@@ -195,22 +198,22 @@ func TestPullGoesOnInTheNextLife(t *testing.T) {
 
 func TestDamagedPartialIsFetchedAnew(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	l := gzLayer(t, file("f", noise(4, 1<<20)))
+	l := gzLayer(t, imagetest.File("f", imagetest.Noise(4, 1<<20)))
 	ref := g.push(t, "a:1", makeImage(t, l))
 	h, _ := l.Digest()
-	d := descriptor{Digest: h.String(), Size: 1 << 30}
+	d := oci.Descriptor{Digest: h.String(), Size: 1 << 30}
 	p, err := s.openPartial("", d, func(api.Progress) {})
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.Write(make([]byte, 300<<10)) // as after a power cut
-	p.f.Close()
+	p.File.Close()
 	pull(t, s, "", ref)
 }
 
 func TestServerErrorsAreTriedAgain(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, file("f", "x"))))
+	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, imagetest.File("f", "x"))))
 	var n atomic.Int32
 	codes := []int{503, 429, 500, 502}
 	g.set(func(w http.ResponseWriter, r *http.Request) bool {
@@ -232,7 +235,7 @@ func TestServerErrorsAreTriedAgain(t *testing.T) {
 }
 
 func TestWrongBytesAreRefusedByDigest(t *testing.T) {
-	l := gzLayer(t, file("f", noise(5, 100<<10)))
+	l := gzLayer(t, imagetest.File("f", imagetest.Noise(5, 100<<10)))
 	h, _ := l.Digest()
 	size, _ := l.Size()
 	for what, forge := range map[string]func(http.ResponseWriter){
@@ -262,9 +265,9 @@ func TestWrongBytesAreRefusedByDigest(t *testing.T) {
 
 func TestForgedManifestIsRefused(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	img := makeImage(t, gzLayer(t, file("f", "x")))
+	img := makeImage(t, gzLayer(t, imagetest.File("f", "x")))
 	ref := g.push(t, "a:1", img)
-	other, _ := makeImage(t, gzLayer(t, file("f", "y"))).RawManifest()
+	other, _ := makeImage(t, gzLayer(t, imagetest.File("f", "y"))).RawManifest()
 	g.set(func(w http.ResponseWriter, r *http.Request) bool {
 		if strings.Contains(r.URL.Path, "/manifests/") {
 			w.Header().Set("Content-Type", string(types.OCIManifestSchema1))
@@ -281,10 +284,10 @@ func TestForgedManifestIsRefused(t *testing.T) {
 
 func TestDiffIDIsChecked(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	a, b := makeTar(t, file("f", "a")), makeTar(t, file("f", "b"))
-	ref := g.push(t, "a:1", makeImage(t, tarLayer{a, gz(t, b), types.OCILayer}))
+	a, b := imagetest.Tar(t, imagetest.File("f", "a")), imagetest.Tar(t, imagetest.File("f", "b"))
+	ref := g.push(t, "a:1", makeImage(t, tarLayer{a, imagetest.Gz(t, b), types.OCILayer}))
 	_, err := s.Pull(ctx, "", ref, PullOptions{})
-	if !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), digestOf(b)) || !strings.Contains(err.Error(), digestOf(a)) {
+	if !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), oci.Digest(b)) || !strings.Contains(err.Error(), oci.Digest(a)) {
 		t.Fatal(err)
 	}
 	if l, _ := os.ReadDir(s.path("layers")); len(l) != 0 {
@@ -294,7 +297,7 @@ func TestDiffIDIsChecked(t *testing.T) {
 
 func TestConcurrentPullsShareDownloads(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	l := gzLayer(t, file("f", noise(6, 1<<20)))
+	l := gzLayer(t, imagetest.File("f", imagetest.Noise(6, 1<<20)))
 	ref := g.push(t, "a:1", makeImage(t, l))
 	release, asked := make(chan struct{}), make(chan struct{}, 100)
 	g.set(func(w http.ResponseWriter, r *http.Request) bool {
@@ -327,7 +330,7 @@ func TestConcurrentPullsShareDownloads(t *testing.T) {
 
 func TestTenantsCannotReachOthersLayersByDigest(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	secret := gzLayer(t, file("secret", noise(7, 10<<10)))
+	secret := gzLayer(t, imagetest.File("secret", imagetest.Noise(7, 10<<10)))
 	h, _ := secret.Digest()
 	pull(t, s, "a", g.push(t, "private:1", makeImage(t, secret)))
 	// The other tenant's registry names the layer but does not have it.
@@ -351,7 +354,7 @@ func TestTenantsCannotReachOthersLayersByDigest(t *testing.T) {
 }
 
 func TestAuth(t *testing.T) {
-	needRoot(t)
+	imagetest.NeedRoot(t)
 	user, pass := "joe", "s3cr:et"
 	basic := func(w http.ResponseWriter, r *http.Request) bool {
 		if u, p, ok := r.BasicAuth(); ok && u == user && p == pass {
@@ -378,7 +381,7 @@ func TestAuth(t *testing.T) {
 		w.WriteHeader(401)
 		return true
 	}
-	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, file("f", "x"))))
+	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, imagetest.File("f", "x"))))
 	authPath := filepath.Join(t.TempDir(), "config.json")
 	cfg := fmt.Sprintf(`{"auths":{"http://%s/v2/":{"auth":%q}}}`, g.host(), base64.StdEncoding.EncodeToString([]byte(user+":"+pass)))
 	if err := os.WriteFile(authPath, []byte(cfg), 0o600); err != nil {
@@ -400,7 +403,7 @@ func TestAuth(t *testing.T) {
 		if err := s.Push(ctx, "", ref, g.host()+"/a:copy", user+":"+pass, nil); err != nil {
 			t.Errorf("%s: push: %v", how, err)
 		}
-		s = newStore(t, Options{AuthFile: authPath})
+		s = newStore(t, Options{Registry: registry.Options{AuthFile: authPath}})
 		if _, err := s.Pull(ctx, "", g.host()+"/a:copy", PullOptions{}); err != nil {
 			t.Errorf("%s: auth file: %v", how, err)
 		}
@@ -419,10 +422,10 @@ func TestAuth(t *testing.T) {
 
 func TestMirrorsNeverSeeTheCallersCredentials(t *testing.T) {
 	g, m := newRegistry(t), newRegistry(t)
-	img := makeImage(t, gzLayer(t, file("f", noise(8, 10<<10))))
+	img := makeImage(t, gzLayer(t, imagetest.File("f", imagetest.Noise(8, 10<<10))))
 	g.push(t, "team/a:1", img)
 	m.push(t, "hub/team/a:2", img)
-	s := newStore(t, Options{Mirrors: map[string][]string{g.host(): {"127.0.0.1:1", m.host() + "/hub"}}, Retries: 1})
+	s := newStore(t, Options{Registry: registry.Options{Mirrors: map[string][]string{g.host(): {"127.0.0.1:1", m.host() + "/hub"}}, Retries: 1}})
 	m.set(func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Header.Get("Authorization") != "" {
 			t.Error("a mirror got credentials")
@@ -448,8 +451,8 @@ func TestPrivateCA(t *testing.T) {
 	g.Config.ErrorLog = newLogger()
 	g.StartTLS()
 	t.Cleanup(g.Close)
-	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, file("f", "x"))))
-	_, err := newStore(t, Options{Retries: 1}).Pull(ctx, "", ref, PullOptions{})
+	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, imagetest.File("f", "x"))))
+	_, err := newStore(t, Options{Registry: registry.Options{Retries: 1}}).Pull(ctx, "", ref, PullOptions{})
 	if !errors.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "not trusted") || !strings.Contains(errs.HintOf(err), "certificate") {
 		t.Fatal(err)
 	}
@@ -457,35 +460,20 @@ func TestPrivateCA(t *testing.T) {
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: g.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	pull(t, newStore(t, Options{CAFiles: map[string][]string{g.host(): {ca}}}), "", ref)
-}
-
-func TestPlainHTTPOnlyWhereAllowed(t *testing.T) {
-	s := newStore(t, Options{Retries: 1, Insecure: []string{"10.9.8.7:5000"}})
-	for host, want := range map[string]bool{"127.0.0.1:1": true, "localhost": true, "[::1]:5": true, "10.9.8.7:5000": true, "10.9.8.7": false, "example.com": false, "127.0.0.1.example.com": false} {
-		if s.plainAllowed(host) != want {
-			t.Errorf("%s: %v", host, !want)
-		}
-	}
-	g := &guard{origin: "registry.example.com", s: s, base: http.NewFileTransport(http.Dir("/nonexistent"))}
-	for _, u := range []string{"http://registry.example.com/", "https://127.0.0.1:8080/", "http://localhost/", "http://169.254.169.254/"} {
-		if _, err := g.RoundTrip(httptest.NewRequest("GET", u, nil)); !errors.Is(err, errs.Denied) {
-			t.Errorf("%s: %v", u, err)
-		}
-	}
+	pull(t, newStore(t, Options{Registry: registry.Options{CAFiles: map[string][]string{g.host(): {ca}}}}), "", ref)
 }
 
 func TestUnusableManifests(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
 	for body, kind := range map[string]errs.Kind{
 		`{"schemaVersion":1,"name":"x","fsLayers":[{"blobSum":"y"}],"history":[]}`: errs.Unsupported,
-		`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":"` + someDigest + `","size":2},"layers":[]}`: errs.Unsupported,
-		`{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + someDigest + `","size":2},"layers":[],"manifests":[]}`:                                           errs.Invalid,
-		`{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:../../etc","size":2}}`:                                                                        errs.Invalid,
-		`{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + someDigest + `","size":-2}}`:                                                                     errs.Invalid,
+		`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":"` + imagetest.SomeDigest + `","size":2},"layers":[]}`: errs.Unsupported,
+		`{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + imagetest.SomeDigest + `","size":2},"layers":[],"manifests":[]}`:                                           errs.Invalid,
+		`{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:../../etc","size":2}}`:                                                                                  errs.Invalid,
+		`{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + imagetest.SomeDigest + `","size":-2}}`:                                                                     errs.Invalid,
 		`not json`:            errs.Invalid,
 		`{"schemaVersion":2}`: errs.Invalid,
-		`{"schemaVersion":2,"padding":"` + strings.Repeat("x", maxManifest) + `"}`: errs.Invalid,
+		`{"schemaVersion":2,"padding":"` + strings.Repeat("x", oci.MaxManifest) + `"}`: errs.Invalid,
 	} {
 		g.set(func(w http.ResponseWriter, r *http.Request) bool {
 			if strings.Contains(r.URL.Path, "/manifests/") {
@@ -506,7 +494,7 @@ func TestUnusableManifests(t *testing.T) {
 
 func TestPullIsCancelled(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, file("f", noise(9, 1<<20)))))
+	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, imagetest.File("f", imagetest.Noise(9, 1<<20)))))
 	c, cancel := context.WithCancel(ctx)
 	stop := make(chan struct{})
 	defer close(stop)
@@ -524,14 +512,14 @@ func TestPullIsCancelled(t *testing.T) {
 	if _, err := s.Pull(c, "", ref, PullOptions{}); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	if len(s.leases) != 0 || len(s.fetchs.now) != 0 {
+	if len(s.leases) != 0 || !s.fetchs.Idle() {
 		t.Error("something is still under way")
 	}
 }
 
 func TestSilentRegistryIsGivenUp(t *testing.T) {
-	s, g := newStore(t, Options{IdleTimeout: 30 * time.Millisecond, Retries: 1}), newRegistry(t)
-	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, file("f", noise(10, 100<<10)))))
+	s, g := newStore(t, Options{Registry: registry.Options{IdleTimeout: 30 * time.Millisecond, Retries: 1}}), newRegistry(t)
+	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, imagetest.File("f", imagetest.Noise(10, 100<<10)))))
 	stop := make(chan struct{})
 	defer close(stop)
 	g.set(func(w http.ResponseWriter, r *http.Request) bool {
@@ -552,8 +540,8 @@ func TestSilentRegistryIsGivenUp(t *testing.T) {
 }
 
 func TestFullDiskIsNoticedBefore(t *testing.T) {
-	s, g := newStore(t, Options{Limits: Limits{MinFree: 1 << 60}}), newRegistry(t)
-	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, file("f", "x"))))
+	s, g := newStore(t, Options{Limits: oci.Limits{MinFree: 1 << 60}}), newRegistry(t)
+	ref := g.push(t, "a:1", makeImage(t, gzLayer(t, imagetest.File("f", "x"))))
 	if _, err := s.Pull(ctx, "", ref, PullOptions{}); !errors.Is(err, errs.NoCapacity) || errs.HintOf(err) == "" {
 		t.Fatal(err)
 	}
@@ -562,21 +550,9 @@ func TestFullDiskIsNoticedBefore(t *testing.T) {
 	}
 }
 
-func TestForeignLayerComesFromItsAddressOnly(t *testing.T) {
-	d, err := decodeManifest([]byte(`{"schemaVersion":2,"config":{"mediaType":"`+dockerConfig+`","digest":"`+someDigest+`","size":2},
-		"layers":[{"mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":"`+someDigest+`","size":3,"urls":["https://x.example/l","http://plain.example/l","file:///etc/passwd"]}]}`), dockerManifest, Limits{Image: 100, Layers: 1})
-	if err != nil || !d.layers[0].foreign() {
-		t.Fatal(d, err)
-	}
-	s := newStore(t, Options{})
-	if n := len(s.openers(s.sources(Reference{Host: "a.b", Repo: "c"}, ""), d.layers[0])); n != 2 {
-		t.Errorf("%d places, want the registry and the one https address", n)
-	}
-}
-
 func TestPushKeepsTheDigest(t *testing.T) {
 	s, g, to := newStore(t, Options{}), newRegistry(t), newRegistry(t)
-	img := makeImage(t, gzLayer(t, file("f", noise(11, 1<<20))), gzLayer(t, file("g", "x")))
+	img := makeImage(t, gzLayer(t, imagetest.File("f", imagetest.Noise(11, 1<<20))), gzLayer(t, imagetest.File("g", "x")))
 	ref := g.push(t, "a:1", img)
 	pull(t, s, "t", ref)
 	phases := map[string]bool{}
@@ -600,7 +576,7 @@ func TestPushKeepsTheDigest(t *testing.T) {
 
 func TestDamagedBlobIsFetchedAgain(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
-	l := gzLayer(t, file("f", noise(12, 100<<10)))
+	l := gzLayer(t, imagetest.File("f", imagetest.Noise(12, 100<<10)))
 	ref := g.push(t, "a:1", makeImage(t, l))
 	if _, err := s.Pull(ctx, "", ref, PullOptions{NoUnpack: true}); err != nil {
 		t.Fatal(err)
@@ -652,7 +628,7 @@ func TestRegistryWithoutRanges(t *testing.T) {
 		},
 	} {
 		s, g := newStore(t, Options{}), newRegistry(t)
-		l := gzLayer(t, file("f", noise(20, 500<<10)))
+		l := gzLayer(t, imagetest.File("f", imagetest.Noise(20, 500<<10)))
 		ref := g.push(t, "a:1", makeImage(t, l))
 		h, _ := l.Digest()
 		var n atomic.Int32
@@ -672,8 +648,8 @@ func TestRegistryWithoutRanges(t *testing.T) {
 func TestOverlayShowsTheImage(t *testing.T) {
 	s, g := newStore(t, Options{}), newRegistry(t)
 	ref := g.push(t, "a:1", makeImage(t,
-		gzLayer(t, dir("d/"), file("d/old", "1"), dir("o/"), file("o/hidden", "1"), file("gone", "1"), file("same", "low"), dir("r/"), file("r/hidden", "1")),
-		gzLayer(t, file(".wh.gone", ""), file("d/new", "2"), dir("o/"), file("o/.wh..wh..opq", ""), file("o/shown", "2"), file("same", "high"), file(".wh.r", ""), dir("r/"), file("r/shown", "2"))))
+		gzLayer(t, imagetest.Dir("d/"), imagetest.File("d/old", "1"), imagetest.Dir("o/"), imagetest.File("o/hidden", "1"), imagetest.File("gone", "1"), imagetest.File("same", "low"), imagetest.Dir("r/"), imagetest.File("r/hidden", "1")),
+		gzLayer(t, imagetest.File(".wh.gone", ""), imagetest.File("d/new", "2"), imagetest.Dir("o/"), imagetest.File("o/.wh..wh..opq", ""), imagetest.File("o/shown", "2"), imagetest.File("same", "high"), imagetest.File(".wh.r", ""), imagetest.Dir("r/"), imagetest.File("r/shown", "2"))))
 	info := pull(t, s, "", ref)
 	root, err := s.Unpack(ctx, info.Digest)
 	if err != nil {

@@ -14,6 +14,9 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/image/disk"
+	"atoll/internal/image/layer"
+	"atoll/internal/image/oci"
 	"atoll/internal/sys/fs"
 )
 
@@ -22,7 +25,7 @@ type Root struct {
 	Digest string
 	// Layers are directories, lowest first; never empty, shared, never to be written.
 	Layers []string
-	Config Config
+	Config oci.Config
 }
 
 // layerMeta stands beside each unpacked layer.
@@ -83,14 +86,14 @@ func (s *Store) unpackImage(ctx context.Context, digest string, tell func(api.Pr
 	}
 	l := s.newLease()
 	defer l.end()
-	l.add(img.chains...)
-	root := Root{Digest: digest, Config: img.config.Config}
-	for i, chain := range img.chains {
-		meta, err := s.unpack.do(ctx, chain, tell, func(ctx context.Context, tell func(api.Progress)) (layerMeta, error) {
+	l.add(img.Chains...)
+	root := Root{Digest: digest, Config: img.Config.Config}
+	for i, chain := range img.Chains {
+		meta, err := s.unpack.Do(ctx, chain, tell, func(ctx context.Context, tell func(api.Progress)) (layerMeta, error) {
 			return s.unpackLayer(ctx, img, i, tell)
 		})
 		if err != nil {
-			return Root{}, fmt.Errorf("unpack image %s, layer %d of %d: %w", shortDigest(digest), i+1, len(img.chains), err)
+			return Root{}, fmt.Errorf("unpack image %s, layer %d of %d: %w", oci.Short(digest), i+1, len(img.Chains), err)
 		}
 		if meta.Opaque {
 			root.Layers = nil
@@ -118,21 +121,21 @@ func (s *Store) unpackImage(ctx context.Context, digest string, tell func(api.Pr
 func (s *Store) layerDir(chain string) string { return s.path("layers", chain, "fs") }
 
 // unpackLayer makes one layer; all below it are there.
-func (s *Store) unpackLayer(ctx context.Context, img parsedImage, i int, tell func(api.Progress)) (layerMeta, error) {
+func (s *Store) unpackLayer(ctx context.Context, img oci.Image, i int, tell func(api.Progress)) (layerMeta, error) {
 	s.mu.Lock()
-	meta, ok := s.layers[img.chains[i]]
+	meta, ok := s.layers[img.Chains[i]]
 	s.mu.Unlock()
 	if ok {
 		return meta, nil
 	}
-	d := img.doc.layers[i]
+	d := img.Manifest.Layers[i]
 	tmp, err := os.MkdirTemp(s.path("tmp"), "layer-")
 	if err != nil {
-		return layerMeta{}, fmt.Errorf("image store: %w", noSpace(err))
+		return layerMeta{}, fmt.Errorf("image store: %w", disk.NoSpace(err))
 	}
 	defer os.RemoveAll(tmp)
-	tell(api.Progress{ID: shortDigest(d.Digest), Phase: "unpacking", Total: d.Size})
-	lower, err := s.openLayers(img.chains[:i])
+	tell(api.Progress{ID: oci.Short(d.Digest), Phase: "unpacking", Total: d.Size})
+	lower, err := s.openLayers(img.Chains[:i])
 	defer closeAll(lower)
 	if err != nil {
 		return layerMeta{}, err
@@ -141,15 +144,15 @@ func (s *Store) unpackLayer(ctx context.Context, img parsedImage, i int, tell fu
 	if err != nil {
 		return layerMeta{}, s.blame(err, d.Digest)
 	}
-	if meta.DiffID != img.config.diffIDs[i] {
-		err := errs.New(errs.Invalid, "layer %s unpacks to %s, but the image says %s", d.Digest, meta.DiffID, img.config.diffIDs[i]).
+	if meta.DiffID != img.Config.DiffIDs[i] {
+		err := errs.New(errs.Invalid, "layer %s unpacks to %s, but the image says %s", d.Digest, meta.DiffID, img.Config.DiffIDs[i]).
 			WithHint("the image is broken; build or push it again")
 		return layerMeta{}, s.blame(err, d.Digest)
 	}
-	if err := s.showLayer(tmp, img.chains[i], meta); err != nil {
+	if err := s.showLayer(tmp, img.Chains[i], meta); err != nil {
 		return layerMeta{}, err
 	}
-	tell(api.Progress{ID: shortDigest(d.Digest), Phase: "done", Current: d.Size, Total: d.Size})
+	tell(api.Progress{ID: oci.Short(d.Digest), Phase: "done", Current: d.Size, Total: d.Size})
 	return meta, nil
 }
 
@@ -158,18 +161,18 @@ func (s *Store) blame(err error, digest string) error {
 	if errs.KindOf(err) != errs.Invalid {
 		return err
 	}
-	if got, _, herr := hashFile(s.blobPath(digest)); herr == nil && got != digest {
+	if got, _, herr := disk.Hash(s.blobPath(digest)); herr == nil && got != digest {
 		return errors.Join(s.corrupt(digest), err)
 	}
 	return err
 }
 
 // applyBlob unpacks a blob into tmp/fs and tells what it was.
-func (s *Store) applyBlob(ctx context.Context, d descriptor, tmp string, lower []*fs.Dir, tell func(api.Progress)) (layerMeta, error) {
+func (s *Store) applyBlob(ctx context.Context, d oci.Descriptor, tmp string, lower []*fs.Dir, tell func(api.Progress)) (layerMeta, error) {
 	f, err := os.Open(s.blobPath(d.Digest))
 	if errors.Is(err, stdfs.ErrNotExist) {
 		hint := "pull the image again"
-		if d.foreign() {
+		if d.Foreign() {
 			hint = "it is a layer its maker does not let others distribute; pull the image where its source can be reached"
 		}
 		return layerMeta{}, errs.New(errs.NotFound, "layer %s is not on this node", d.Digest).WithHint("%s", hint)
@@ -179,7 +182,7 @@ func (s *Store) applyBlob(ctx context.Context, d descriptor, tmp string, lower [
 	}
 	defer f.Close()
 	if err := os.Mkdir(tmp+"/fs", 0o755); err != nil {
-		return layerMeta{}, fmt.Errorf("image store: %w", noSpace(err))
+		return layerMeta{}, fmt.Errorf("image store: %w", disk.NoSpace(err))
 	}
 	if err := os.Chmod(tmp+"/fs", 0o755); err != nil {
 		return layerMeta{}, fmt.Errorf("image store: %w", err)
@@ -190,24 +193,24 @@ func (s *Store) applyBlob(ctx context.Context, d descriptor, tmp string, lower [
 	}
 	defer root.Close()
 	raw := &counter{r: f, tell: func(n int64) {
-		tell(api.Progress{ID: shortDigest(d.Digest), Phase: "unpacking", Current: n, Total: d.Size})
+		tell(api.Progress{ID: oci.Short(d.Digest), Phase: "unpacking", Current: n, Total: d.Size})
 	}}
-	z, _, err := decompress(raw)
+	z, _, err := layer.Decompress(raw)
 	if err != nil {
 		return layerMeta{}, err
 	}
 	defer z.Close()
 	h := sha256.New()
-	a := &applier{ctx: ctx, root: root, lower: lower, lim: s.opt.Limits, room: func() error { return s.room(roomEvery) }}
+	a := &layer.Applier{Ctx: ctx, Root: root, Lower: lower, Lim: s.opt.Limits, Room: func() error { return s.room(layer.RoomEvery) }}
 	// The stream has more than the files: headers and padding.
-	stream := newBounded(ctx, z, 2*s.opt.Limits.Unpacked+64<<20, "the layer")
-	if err := a.apply(io.TeeReader(stream, h)); err != nil {
-		return layerMeta{}, fmt.Errorf("layer %s: %w", shortDigest(d.Digest), err)
+	stream := layer.NewBounded(ctx, z, 2*s.opt.Limits.Unpacked+64<<20, "the layer")
+	if err := a.Apply(io.TeeReader(stream, h)); err != nil {
+		return layerMeta{}, fmt.Errorf("layer %s: %w", oci.Short(d.Digest), err)
 	}
-	if a.skipped > 0 {
-		s.log.Info("devices in an image layer were left out", "layer", d.Digest, "devices", a.skipped)
+	if a.Skipped > 0 {
+		s.log.Info("devices in an image layer were left out", "layer", d.Digest, "devices", a.Skipped)
 	}
-	return layerMeta{DiffID: "sha256:" + hex.EncodeToString(h.Sum(nil)), Bytes: a.bytes, Files: a.entries, Opaque: a.opaque}, nil
+	return layerMeta{DiffID: "sha256:" + hex.EncodeToString(h.Sum(nil)), Bytes: a.Bytes, Files: a.Entries, Opaque: a.Opaque}, nil
 }
 
 // showLayer makes a finished layer durable, then visible.
@@ -217,19 +220,19 @@ func (s *Store) showLayer(tmp, chain string, meta layerMeta) error {
 		return err
 	}
 	if err := os.WriteFile(tmp+"/meta.json", raw, 0o600); err != nil {
-		return fmt.Errorf("image store: %w", noSpace(err))
+		return fmt.Errorf("image store: %w", disk.NoSpace(err))
 	}
 	// One sync of the file system instead of one for each of thousands of files.
 	if err := fs.SyncFS(tmp); err != nil {
-		return fmt.Errorf("image store: %w", noSpace(err))
+		return fmt.Errorf("image store: %w", disk.NoSpace(err))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := os.Rename(tmp, s.path("layers", chain)); err != nil {
-		return fmt.Errorf("image store: %w", noSpace(err))
+		return fmt.Errorf("image store: %w", disk.NoSpace(err))
 	}
 	s.layers[chain] = meta
-	return syncDir(s.path("layers"))
+	return disk.SyncDir(s.path("layers"))
 }
 
 // openLayers opens unpacked layers, highest first.

@@ -1,4 +1,8 @@
-package image
+// Package busybox makes the image every node has, of the host's own busybox, for pools that
+// reach no registry.
+//
+// It starts no goroutine. It must never take a busybox that needs the host's libraries.
+package busybox
 
 import (
 	"archive/tar"
@@ -16,6 +20,7 @@ import (
 	"time"
 
 	"atoll/internal/errs"
+	"atoll/internal/image/oci"
 )
 
 const welcome = `<!doctype html>
@@ -29,16 +34,16 @@ const welcome = `<!doctype html>
 </html>
 `
 
-// BusyboxConfig is how the image made of BusyboxRootfs is run.
-func BusyboxConfig() Config {
-	return Config{Cmd: []string{"sh"}, Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}}
+// Config is how the image made of BusyboxRootfs is run.
+func Config() oci.Config {
+	return oci.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}}
 }
 
-// BusyboxRootfs writes a small root directory as a tar, made of a statically linked
+// Rootfs writes a small root directory as a tar, made of a statically linked
 // busybox such as that of Debian's busybox-static, for hosts that reach no registry.
 // The same busybox gives the same bytes. The program is run once, to list what it can do.
 // errs.Unsupported: there is none, or it needs libraries.
-func BusyboxRootfs(ctx context.Context, busyboxPath string, w io.Writer) error {
+func Rootfs(ctx context.Context, busyboxPath string, w io.Writer) error {
 	bin, err := os.ReadFile(busyboxPath)
 	if errors.Is(err, stdfs.ErrNotExist) {
 		return errs.New(errs.Unsupported, "built-in image: %s is not there", busyboxPath).WithHint("install it: apt install busybox-static")

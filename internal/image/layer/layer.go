@@ -1,7 +1,13 @@
-package image
+// Package layer turns the tar of an image layer, compressed or not, into a directory an
+// overlay can be mounted from.
+//
+// It starts no goroutine of its own. The tar is hostile: nothing is ever written outside of
+// the directory, and time, memory, bytes and entries are bounded.
+package layer
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +19,9 @@ import (
 	"time"
 
 	"atoll/internal/errs"
+	"atoll/internal/image/disk"
+	"atoll/internal/image/flight"
+	"atoll/internal/image/oci"
 	"atoll/internal/sys/fs"
 )
 
@@ -31,12 +40,12 @@ const (
 	maxDepth    = 256
 	maxXattrs   = 64
 	maxXattr    = 64 << 10
-	roomEvery   = 64 << 20 // bytes between two looks at the free space
+	RoomEvery   = 64 << 20 // bytes between two looks at the free space
 	copyBuffer  = 128 << 10
 	sparseBlock = 4096
 )
 
-// applier writes one layer's tar below a directory, in the form overlayfs reads:
+// Applier writes one layer's tar below a directory, in the form overlayfs reads:
 // whiteouts become 0:0 devices, opaque directories get an attribute.
 //
 // The tar is hostile. Every path is resolved by the kernel inside root, so links in
@@ -44,22 +53,22 @@ const (
 // Attributes of overlayfs itself are never taken from a tar, nor are devices other
 // than the harmless ones every system has: in a layer they could only be a way
 // around what the host allows.
-type applier struct {
-	ctx   context.Context
-	root  *fs.Dir
-	lower []*fs.Dir // layers below, highest first: owners and modes of implied directories
-	lim   Limits
-	room  func() error
+type Applier struct {
+	Ctx   context.Context
+	Root  *fs.Dir
+	Lower []*fs.Dir // layers below, highest first: owners and modes of implied directories
+	Lim   oci.Limits
+	Room  func() error
 
-	entries   int
-	bytes     int64
+	Entries   int
+	Bytes     int64
 	unchecked int64
 	parent    *fs.Dir // last directory worked in
 	parentAt  string
 	dirs      []dirTime
 	buf       []byte
-	opaque    bool // the layer hides everything below it
-	skipped   int  // devices left out
+	Opaque    bool // the layer hides everything below it
+	Skipped   int  // devices left out
 }
 
 type dirTime struct {
@@ -67,8 +76,8 @@ type dirTime struct {
 	at   time.Time
 }
 
-// apply reads the whole stream, also what follows the archive's end: it is hashed.
-func (a *applier) apply(r io.Reader) error {
+// Apply reads the whole stream, also what follows the archive's end: it is hashed.
+func (a *Applier) Apply(r io.Reader) error {
 	defer a.leave()
 	tr := tar.NewReader(r)
 	for {
@@ -77,45 +86,41 @@ func (a *applier) apply(r io.Reader) error {
 			break
 		}
 		if err != nil {
-			return badTar(err)
+			return BadTar(err)
 		}
 		if err := a.entry(h, tr); err != nil {
-			return fmt.Errorf("entry %q: %w", clip(h.Name), noSpace(err))
+			return fmt.Errorf("entry %q: %w", oci.Clip(h.Name), disk.NoSpace(err))
 		}
 	}
 	if _, err := io.Copy(io.Discard, r); err != nil {
-		return badTar(err)
+		return BadTar(err)
 	}
 	// Last, because every file made in a directory changes the directory's time.
 	for i := len(a.dirs) - 1; i >= 0; i-- {
 		if err := a.dirTime(a.dirs[i]); err != nil {
-			return fmt.Errorf("entry %q: %w", clip(a.dirs[i].path), err)
+			return fmt.Errorf("entry %q: %w", oci.Clip(a.dirs[i].path), err)
 		}
 	}
 	return nil
 }
 
-// badTar gives an error of reading the kind Invalid, unless it has one or was called off.
-func badTar(err error) error {
+// BadTar gives an error of reading the kind Invalid, unless it has one or was called off.
+func BadTar(err error) error {
 	var e *errs.Error
-	if errors.As(err, &e) || isCanceled(err) || fs.IsNoSpace(err) {
+	if errors.As(err, &e) || flight.Canceled(err) || fs.IsNoSpace(err) {
 		return err
 	}
 	return errs.New(errs.Invalid, "not a readable archive: %w", err)
 }
 
-func isCanceled(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
-}
-
-func (a *applier) entry(h *tar.Header, r io.Reader) error {
-	if a.entries++; a.entries > a.lim.Entries {
-		return errs.New(errs.Invalid, "more than %d entries", a.lim.Entries)
+func (a *Applier) entry(h *tar.Header, r io.Reader) error {
+	if a.Entries++; a.Entries > a.Lim.Entries {
+		return errs.New(errs.Invalid, "more than %d entries", a.Lim.Entries)
 	}
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	name, err := entryPath(h.Name)
+	name, err := EntryPath(h.Name)
 	if err != nil {
 		return err
 	}
@@ -141,8 +146,8 @@ func (a *applier) entry(h *tar.Header, r io.Reader) error {
 	return a.create(h, name, base, r)
 }
 
-// entryPath gives the path of an entry relative to the root; "" is the root.
-func entryPath(name string) (string, error) {
+// EntryPath gives the path of an entry relative to the root; "" is the root.
+func EntryPath(name string) (string, error) {
 	if len(name) > maxPath || strings.ContainsRune(name, 0) {
 		return "", errs.New(errs.Invalid, "the path has more than %d bytes or holds a zero byte", maxPath)
 	}
@@ -164,7 +169,7 @@ func entryPath(name string) (string, error) {
 	return strings.TrimPrefix(path.Clean("/"+name), "/"), nil
 }
 
-func (a *applier) rootDir(h *tar.Header) error {
+func (a *Applier) rootDir(h *tar.Header) error {
 	if h.Typeflag != tar.TypeDir {
 		return errs.New(errs.Invalid, "the root of a layer must be a directory")
 	}
@@ -176,14 +181,14 @@ func (a *applier) rootDir(h *tar.Header) error {
 }
 
 // enter makes dir the current directory; what of it does not exist is made.
-func (a *applier) enter(dir string) error {
+func (a *Applier) enter(dir string) error {
 	if a.parent != nil && a.parentAt == dir {
 		return nil
 	}
-	d, err := a.root.In(dir)
+	d, err := a.Root.In(dir)
 	if (errors.Is(err, stdfs.ErrNotExist) || fs.IsNotDir(err)) && dir != "" {
 		if err = a.imply(dir); err == nil {
-			d, err = a.root.In(dir)
+			d, err = a.Root.In(dir)
 		}
 	}
 	if err != nil {
@@ -198,7 +203,7 @@ func (a *applier) enter(dir string) error {
 	return nil
 }
 
-func (a *applier) leave() {
+func (a *Applier) leave() {
 	if a.parent != nil {
 		a.parent.Close()
 	}
@@ -207,14 +212,14 @@ func (a *applier) leave() {
 
 // imply makes a directory that the tar has no entry for. It must look as in the
 // layers below, because overlayfs shows the uppermost one's owner and mode.
-func (a *applier) imply(dir string) error {
+func (a *Applier) imply(dir string) error {
 	up, base := path.Split(dir)
 	up = strings.TrimSuffix(up, "/")
 	if err := a.enter(up); err != nil {
 		return err
 	}
-	if a.entries++; a.entries > a.lim.Entries {
-		return errs.New(errs.Invalid, "more than %d entries", a.lim.Entries)
+	if a.Entries++; a.Entries > a.Lim.Entries {
+		return errs.New(errs.Invalid, "more than %d entries", a.Lim.Entries)
 	}
 	st, err := a.parent.Lstat(base)
 	switch {
@@ -227,7 +232,7 @@ func (a *applier) imply(dir string) error {
 			}
 		}
 	case err == nil:
-		return errs.New(errs.Invalid, "%q is not a directory", clip(dir)) // a dangling link
+		return errs.New(errs.Invalid, "%q is not a directory", oci.Clip(dir)) // a dangling link
 	}
 	if err != nil {
 		return err
@@ -235,9 +240,9 @@ func (a *applier) imply(dir string) error {
 	return a.copyLower(dir, up, base)
 }
 
-func (a *applier) copyLower(dir, up, base string) error {
+func (a *Applier) copyLower(dir, up, base string) error {
 	at := time.Unix(0, 0)
-	for _, l := range a.lower {
+	for _, l := range a.Lower {
 		d, err := l.In(up)
 		if err != nil {
 			continue
@@ -260,9 +265,9 @@ func (a *applier) copyLower(dir, up, base string) error {
 	return nil
 }
 
-func (a *applier) setOpaque(dir string) error {
+func (a *Applier) setOpaque(dir string) error {
 	if dir == "" {
-		a.opaque = true // overlayfs does not look for the attribute there
+		a.Opaque = true // overlayfs does not look for the attribute there
 		return nil
 	}
 	return a.parent.SetXattr(".", opaqueXattr, []byte("y"))
@@ -270,7 +275,7 @@ func (a *applier) setOpaque(dir string) error {
 
 // whiteout hides a name of the layers below. What this layer itself has under that
 // name stays: the format says whiteouts are about lower layers only.
-func (a *applier) whiteout(name string) error {
+func (a *Applier) whiteout(name string) error {
 	st, err := a.parent.Lstat(name)
 	switch {
 	case errors.Is(err, stdfs.ErrNotExist):
@@ -283,7 +288,7 @@ func (a *applier) whiteout(name string) error {
 	return nil
 }
 
-func (a *applier) create(h *tar.Header, name, base string, r io.Reader) error {
+func (a *Applier) create(h *tar.Header, name, base string, r io.Reader) error {
 	wasWhiteout, merge, err := a.clear(h, base)
 	if err != nil {
 		return err
@@ -320,7 +325,7 @@ func (a *applier) create(h *tar.Header, name, base string, r io.Reader) error {
 		}
 	case tar.TypeChar, tar.TypeBlock:
 		if !harmless(h) {
-			a.skipped++
+			a.Skipped++
 			return nil
 		}
 		if err := a.parent.MkChar(base, 0o600, uint32(h.Devmajor), uint32(h.Devminor)); err != nil {
@@ -333,7 +338,7 @@ func (a *applier) create(h *tar.Header, name, base string, r io.Reader) error {
 }
 
 // clear makes way for an entry: a later one replaces an earlier one, but a directory stays.
-func (a *applier) clear(h *tar.Header, base string) (wasWhiteout, merge bool, err error) {
+func (a *Applier) clear(h *tar.Header, base string) (wasWhiteout, merge bool, err error) {
 	st, err := a.parent.Lstat(base)
 	if errors.Is(err, stdfs.ErrNotExist) {
 		return false, false, nil
@@ -362,9 +367,9 @@ func harmless(h *tar.Header) bool {
 	return false
 }
 
-func (a *applier) file(h *tar.Header, base string, r io.Reader) error {
-	if a.bytes += h.Size; a.bytes > a.lim.Unpacked || h.Size < 0 {
-		return errs.New(errs.Invalid, "the layer's files are larger than the limit of %d bytes", a.lim.Unpacked)
+func (a *Applier) file(h *tar.Header, base string, r io.Reader) error {
+	if a.Bytes += h.Size; a.Bytes > a.Lim.Unpacked || h.Size < 0 {
+		return errs.New(errs.Invalid, "the layer's files are larger than the limit of %d bytes", a.Lim.Unpacked)
 	}
 	f, err := a.parent.Create(base, 0o600)
 	if err != nil {
@@ -378,18 +383,18 @@ func (a *applier) file(h *tar.Header, base string, r io.Reader) error {
 }
 
 // fill copies size bytes; long runs of zeros become holes.
-func (a *applier) fill(f *os.File, size int64, r io.Reader) error {
+func (a *Applier) fill(f *os.File, size int64, r io.Reader) error {
 	if a.buf == nil {
 		a.buf = make([]byte, copyBuffer)
 	}
 	hole := false
 	for left := size; left > 0; {
-		if err := done(a.ctx); err != nil {
+		if err := flight.CalledOff(a.Ctx); err != nil {
 			return err
 		}
 		p := a.buf[:min(left, copyBuffer)]
 		if _, err := io.ReadFull(r, p); err != nil {
-			return badTar(err)
+			return BadTar(err)
 		}
 		left -= int64(len(p))
 		var err error
@@ -409,24 +414,24 @@ func (a *applier) fill(f *os.File, size int64, r io.Reader) error {
 	return nil
 }
 
-func (a *applier) checkRoom(n int64) error {
-	if a.unchecked += n; a.unchecked < roomEvery || a.room == nil {
+func (a *Applier) checkRoom(n int64) error {
+	if a.unchecked += n; a.unchecked < RoomEvery || a.Room == nil {
 		return nil
 	}
 	a.unchecked = 0
-	return a.room()
+	return a.Room()
 }
 
 // link makes a further name of a file that the layer has already.
-func (a *applier) link(h *tar.Header, base string) error {
-	target, err := entryPath(h.Linkname)
+func (a *Applier) link(h *tar.Header, base string) error {
+	target, err := EntryPath(h.Linkname)
 	if err != nil {
 		return err
 	}
 	dir, name := path.Split(target)
-	d, err := a.root.In(strings.TrimSuffix(dir, "/"))
+	d, err := a.Root.In(strings.TrimSuffix(dir, "/"))
 	if err != nil {
-		return errs.New(errs.Invalid, "hard link to %q, which the layer does not have", clip(h.Linkname))
+		return errs.New(errs.Invalid, "hard link to %q, which the layer does not have", oci.Clip(h.Linkname))
 	}
 	defer d.Close()
 	if name == "" {
@@ -434,14 +439,14 @@ func (a *applier) link(h *tar.Header, base string) error {
 	}
 	st, err := d.Lstat(name)
 	if err != nil || st.IsDir() || st.IsWhiteout() {
-		return errs.New(errs.Invalid, "hard link to %q, which is no file of the layer", clip(h.Linkname))
+		return errs.New(errs.Invalid, "hard link to %q, which is no file of the layer", oci.Clip(h.Linkname))
 	}
 	return a.parent.Link(d, name, base)
 }
 
 // metadata sets owner, mode, attributes and time; in this order, because a change
 // of owner drops set-user-ID bits and capabilities.
-func (a *applier) metadata(h *tar.Header, base string) error {
+func (a *Applier) metadata(h *tar.Header, base string) error {
 	if h.Uid < 0 || h.Uid > maxID || h.Gid < 0 || h.Gid > maxID {
 		return errs.New(errs.Unsupported, "owner %d:%d is outside of 0..%d, the IDs a tenant has", h.Uid, h.Gid, maxID).
 			WithHint("build the image with smaller user and group IDs")
@@ -465,7 +470,7 @@ func (a *applier) metadata(h *tar.Header, base string) error {
 	return a.parent.Chtimes(base, boundTime(h.ModTime))
 }
 
-func (a *applier) xattrs(h *tar.Header, base string) error {
+func (a *Applier) xattrs(h *tar.Header, base string) error {
 	n := 0
 	for k, v := range h.PAXRecords {
 		attr, ok := strings.CutPrefix(k, paxXattr)
@@ -489,12 +494,12 @@ func wantedXattr(attr string) bool {
 	return attr == "security.capability" || strings.HasPrefix(attr, "user.") && !strings.HasPrefix(attr, "user.overlay.")
 }
 
-func (a *applier) dirTime(t dirTime) error {
+func (a *Applier) dirTime(t dirTime) error {
 	up, base := path.Split(t.path)
 	if base == "" {
 		base = "."
 	}
-	d, err := a.root.In(strings.TrimSuffix(up, "/"))
+	d, err := a.Root.In(strings.TrimSuffix(up, "/"))
 	if err != nil {
 		return nil // replaced by a later entry
 	}
@@ -515,3 +520,6 @@ func boundTime(t time.Time) time.Time {
 	}
 	return t
 }
+
+// zeros tells whether a block holds nothing.
+func zeros(p []byte) bool { return len(bytes.Trim(p, "\x00")) == 0 }

@@ -1,4 +1,4 @@
-package image
+package oci
 
 import (
 	"errors"
@@ -6,32 +6,31 @@ import (
 	"testing"
 
 	"atoll/internal/errs"
+	"atoll/internal/image/imagetest"
 )
-
-const someDigest = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func TestParseReference(t *testing.T) {
 	for in, want := range map[string]string{
-		"busybox":                               "docker.io/library/busybox:latest",
-		"debian:12":                             "docker.io/library/debian:12",
-		"team/app":                              "docker.io/team/app:latest",
-		"docker.io/busybox":                     "docker.io/library/busybox:latest",
-		"index.docker.io/library/busybox:1":     "docker.io/library/busybox:1",
-		"localhost/app":                         "localhost/app:latest",
-		"127.0.0.1:5000/a/b/c:v1":               "127.0.0.1:5000/a/b/c:v1",
-		"[::1]:5000/app":                        "[::1]:5000/app:latest",
-		"Registry.Example.com/app":              "registry.example.com/app:latest",
-		"debian@" + someDigest:                  "docker.io/library/debian@" + someDigest,
-		"registry.lan:5000/x:1@" + someDigest:   "registry.lan:5000/x:1@" + someDigest,
-		"registry.lan/a__b/c--d/e.f/g_h:A.B-C_": "registry.lan/a__b/c--d/e.f/g_h:A.B-C_",
+		"busybox":                           "docker.io/library/busybox:latest",
+		"debian:12":                         "docker.io/library/debian:12",
+		"team/app":                          "docker.io/team/app:latest",
+		"docker.io/busybox":                 "docker.io/library/busybox:latest",
+		"index.docker.io/library/busybox:1": "docker.io/library/busybox:1",
+		"localhost/app":                     "localhost/app:latest",
+		"127.0.0.1:5000/a/b/c:v1":           "127.0.0.1:5000/a/b/c:v1",
+		"[::1]:5000/app":                    "[::1]:5000/app:latest",
+		"Registry.Example.com/app":          "registry.example.com/app:latest",
+		"debian@" + imagetest.SomeDigest:    "docker.io/library/debian@" + imagetest.SomeDigest,
+		"registry.lan:5000/x:1@" + imagetest.SomeDigest: "registry.lan:5000/x:1@" + imagetest.SomeDigest,
+		"registry.lan/a__b/c--d/e.f/g_h:A.B-C_":         "registry.lan/a__b/c--d/e.f/g_h:A.B-C_",
 	} {
-		r, err := ParseReference(in)
+		r, err := Parse(in)
 		if err != nil || r.String() != want {
 			t.Errorf("%s: got %s %v, want %s", in, r, err, want)
 			continue
 		}
 		for _, form := range []string{r.String(), r.Short()} {
-			if again, err := ParseReference(form); err != nil || again != r {
+			if again, err := Parse(form); err != nil || again != r {
 				t.Errorf("%s: %s gives %+v %v", in, form, again, err)
 			}
 		}
@@ -45,7 +44,7 @@ func TestParseReferenceSaysWhatIsWrong(t *testing.T) {
 		"busybox:": "tag", "busybox:-x": "tag", "busybox:" + strings.Repeat("x", 129): "tag",
 		"busybox@sha256:12": "digest", "busybox@md5:12": "digest", "busybox@": "digest", "x.y:port/z": "registry", "-x.y/z": "registry",
 	} {
-		_, err := ParseReference(in)
+		_, err := Parse(in)
 		var e *errs.Error
 		if !errors.As(err, &e) || e.Kind != errs.Invalid || len(e.Fields) != 1 {
 			t.Errorf("%q: got %v", in, err)
@@ -58,11 +57,11 @@ func TestParseReferenceSaysWhatIsWrong(t *testing.T) {
 }
 
 func FuzzParseReference(f *testing.F) {
-	for _, s := range []string{"busybox", "a.b:1/c/d:e@" + someDigest, "localhost:1/x", "[::1]/x"} {
+	for _, s := range []string{"busybox", "a.b:1/c/d:e@" + imagetest.SomeDigest, "localhost:1/x", "[::1]/x"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		r, err := ParseReference(s)
+		r, err := Parse(s)
 		if err != nil {
 			if !errors.Is(err, errs.Invalid) {
 				t.Fatal(err)
@@ -70,7 +69,7 @@ func FuzzParseReference(f *testing.F) {
 			return
 		}
 		for _, form := range []string{r.String(), r.Short()} {
-			if again, err := ParseReference(form); err != nil || again != r {
+			if again, err := Parse(form); err != nil || again != r {
 				t.Fatalf("%q: %+v, but %q gives %+v %v", s, r, form, again, err)
 			}
 		}

@@ -1,4 +1,4 @@
-package image
+package registry
 
 import (
 	"encoding/base64"
@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 
 	"atoll/internal/errs"
+	"atoll/internal/image/oci"
 )
 
 // authFile is docker's config.json as far as it concerns registries. Programs it
@@ -76,7 +77,7 @@ func authKey(k string) string {
 	k = strings.TrimSuffix(strings.TrimSuffix(k, "/v1"), "/v2")
 	for _, hub := range []string{"index.docker.io", "registry-1.docker.io"} {
 		if k == hub || strings.HasPrefix(k, hub+"/") {
-			return defaultHost + k[len(hub):]
+			return oci.DefaultHost + k[len(hub):]
 		}
 	}
 	return k
@@ -90,12 +91,12 @@ func (e authEntry) config(key string) (authn.AuthConfig, error) {
 	raw, err := base64.StdEncoding.DecodeString(strings.TrimRight(e.Auth, "\x00"))
 	if err != nil {
 		if raw, err = base64.RawStdEncoding.DecodeString(e.Auth); err != nil {
-			return authn.AuthConfig{}, errs.New(errs.Invalid, "auth file: auth of %s is not base64", clip(key))
+			return authn.AuthConfig{}, errs.New(errs.Invalid, "auth file: auth of %s is not base64", oci.Clip(key))
 		}
 	}
 	user, pass, ok := strings.Cut(strings.TrimRight(string(raw), "\x00"), ":")
 	if !ok {
-		return authn.AuthConfig{}, errs.New(errs.Invalid, "auth file: auth of %s is not user:password", clip(key))
+		return authn.AuthConfig{}, errs.New(errs.Invalid, "auth file: auth of %s is not user:password", oci.Clip(key))
 	}
 	cfg.Username, cfg.Password = user, pass
 	return cfg, nil
@@ -103,17 +104,17 @@ func (e authEntry) config(key string) (authn.AuthConfig, error) {
 
 // credentials chooses what to show a registry. given is "user:password" or a bearer
 // token for the image's own registry; a mirror never gets to see it.
-func (s *Store) credentials(host, repo, given string) (authn.Authenticator, error) {
+func (c *Client) credentials(host, repo, given string) (authn.Authenticator, error) {
 	if given != "" {
 		if user, pass, ok := strings.Cut(given, ":"); ok {
 			return authn.FromConfig(authn.AuthConfig{Username: user, Password: pass}), nil
 		}
 		return authn.FromConfig(authn.AuthConfig{RegistryToken: given}), nil
 	}
-	if s.opt.AuthFile == "" {
+	if c.AuthFile == "" {
 		return authn.Anonymous, nil
 	}
-	raw, err := os.ReadFile(s.opt.AuthFile)
+	raw, err := os.ReadFile(c.AuthFile)
 	if errors.Is(err, stdfs.ErrNotExist) {
 		return authn.Anonymous, nil
 	}

@@ -1,4 +1,4 @@
-package image
+package registry
 
 import (
 	"context"
@@ -21,12 +21,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"atoll/internal/errs"
+	"atoll/internal/image/flight"
+	"atoll/internal/image/oci"
 )
 
-// source is a place an image can come from: its registry, or a mirror of it.
-type source struct {
-	s          *Store
-	host, repo string
+// Source is a place an image can come from: its registry, or a mirror of it.
+type Source struct {
+	c          *Client
+	Host, repo string
 	given      string // credentials of the caller
 	push       bool
 
@@ -37,70 +39,71 @@ type source struct {
 	api    string // host of the registry's API
 }
 
-// sources lists where a reference can be pulled from, the registry itself last.
-func (s *Store) sources(r Reference, given string) []*source {
-	var out []*source
-	for _, m := range s.opt.Mirrors[r.Host] {
+// Sources lists where a reference can be pulled from, the registry itself last.
+func (c *Client) Sources(r oci.Reference, given string) []*Source {
+	var out []*Source
+	for _, m := range c.Mirrors[r.Host] {
 		m = strings.TrimSuffix(strings.TrimPrefix(m, "https://"), "/")
 		host, prefix, _ := strings.Cut(m, "/")
-		out = append(out, &source{s: s, host: host, repo: strings.TrimPrefix(prefix+"/"+r.Repo, "/")})
+		out = append(out, &Source{c: c, Host: host, repo: strings.TrimPrefix(prefix+"/"+r.Repo, "/")})
 	}
-	return append(out, &source{s: s, host: r.Host, repo: r.Repo, given: given})
+	return append(out, &Source{c: c, Host: r.Host, repo: r.Repo, given: given})
 }
 
-func closeSources(list []*source) {
-	for _, c := range list {
-		c.mu.Lock()
-		if c.base != nil {
-			c.base.CloseIdleConnections()
+// Close gives their connections back.
+func Close(list []*Source) {
+	for _, s := range list {
+		s.mu.Lock()
+		if s.base != nil {
+			s.base.CloseIdleConnections()
 		}
-		c.mu.Unlock()
+		s.mu.Unlock()
 	}
 }
 
 // connect makes the handshake with the registry once.
-func (c *source) connect(ctx context.Context) (http.RoundTripper, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.rt != nil {
-		return c.rt, nil
+func (s *Source) connect(ctx context.Context) (http.RoundTripper, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rt != nil {
+		return s.rt, nil
 	}
-	reg, err := name.NewRegistry(c.host, c.nameOptions()...)
+	reg, err := name.NewRegistry(s.Host, s.nameOptions()...)
 	if err != nil {
-		return nil, errs.InvalidFields("image reference", []errs.Field{{Field: "registry", Value: clip(c.host), Rule: "must be a host name or address, with an optional port", Example: "registry.example.com:5000"}})
+		return nil, errs.InvalidFields("image reference", []errs.Field{{Field: "registry", Value: oci.Clip(s.Host), Rule: "must be a host name or address, with an optional port", Example: "registry.example.com:5000"}})
 	}
-	auth, err := c.s.credentials(c.host, c.repo, c.given)
+	auth, err := s.c.credentials(s.Host, s.repo, s.given)
 	if err != nil {
 		return nil, err
 	}
-	if c.base == nil {
-		if c.base, err = c.s.newTransport(c.host); err != nil {
+	if s.base == nil {
+		if s.base, err = s.c.newTransport(s.Host); err != nil {
 			return nil, err
 		}
 	}
-	scope := "repository:" + c.repo + ":" + transport.PullScope
-	if c.push {
-		scope = "repository:" + c.repo + ":" + transport.PushScope
+	scope := "repository:" + s.repo + ":" + transport.PullScope
+	if s.push {
+		scope = "repository:" + s.repo + ":" + transport.PushScope
 	}
-	rt, err := transport.NewWithContext(ctx, reg, auth, &guard{base: c.base, origin: c.host, s: c.s}, []string{scope})
+	rt, err := transport.NewWithContext(ctx, reg, auth, &guard{base: s.base, origin: s.Host, c: s.c}, []string{scope})
 	if err != nil {
-		return nil, c.describe(err, auth != authn.Anonymous)
+		return nil, s.describe(err, auth != authn.Anonymous)
 	}
-	c.rt, c.scheme, c.api = rt, reg.Scheme(), reg.RegistryStr()
+	s.rt, s.scheme, s.api = rt, reg.Scheme(), reg.RegistryStr()
 	return rt, nil
 }
 
-func (c *source) nameOptions() []name.Option {
-	if c.s.plainAllowed(c.host) {
+func (s *Source) nameOptions() []name.Option {
+	if s.c.plainAllowed(s.Host) {
 		return []name.Option{name.Insecure}
 	}
 	return nil
 }
 
 // newTransport makes connections that trust what is configured for the host.
-func (s *Store) newTransport(host string) (*http.Transport, error) {
+func (c *Client) newTransport(host string) (*http.Transport, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
-	if files := append(slices.Clone(s.opt.CAFiles["*"]), s.opt.CAFiles[host]...); len(files) > 0 {
+	if files := append(slices.Clone(c.CAFiles["*"]), c.CAFiles[host]...); len(files) > 0 {
 		pool, err := x509.SystemCertPool()
 		if err != nil {
 			pool = x509.NewCertPool()
@@ -121,7 +124,7 @@ func (s *Store) newTransport(host string) (*http.Transport, error) {
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 		TLSClientConfig:       cfg,
 		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: s.opt.IdleTimeout,
+		ResponseHeaderTimeout: c.IdleTimeout,
 		MaxIdleConnsPerHost:   4,
 		IdleConnTimeout:       30 * time.Second,
 		DisableCompression:    true, // blobs are compressed, and ranges count their bytes
@@ -130,8 +133,8 @@ func (s *Store) newTransport(host string) (*http.Transport, error) {
 }
 
 // plainAllowed tells whether a host may be spoken to without TLS.
-func (s *Store) plainAllowed(host string) bool {
-	return loopback(host) || slices.Contains(s.opt.Insecure, host)
+func (c *Client) plainAllowed(host string) bool {
+	return loopback(host) || slices.Contains(c.Insecure, host)
 }
 
 func loopback(host string) bool {
@@ -149,32 +152,32 @@ func loopback(host string) bool {
 type guard struct {
 	base   http.RoundTripper
 	origin string
-	s      *Store
+	c      *Client
 }
 
 func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
 	host := r.URL.Host
-	if r.URL.Scheme != "https" && !g.s.plainAllowed(host) {
-		return nil, errs.New(errs.Denied, "registry %s would be reached without TLS", clip(host)).
-			WithHint("give it a certificate, or list %s as insecure in the node's image settings", clip(host))
+	if r.URL.Scheme != "https" && !g.c.plainAllowed(host) {
+		return nil, errs.New(errs.Denied, "registry %s would be reached without TLS", oci.Clip(host)).
+			WithHint("give it a certificate, or list %s as insecure in the node's image settings", oci.Clip(host))
 	}
 	if loopback(host) && !loopback(g.origin) {
-		return nil, errs.New(errs.Denied, "registry %s refers to this host's own address %s", clip(g.origin), clip(host))
+		return nil, errs.New(errs.Denied, "registry %s refers to this host's own address %s", oci.Clip(g.origin), oci.Clip(host))
 	}
 	return g.base.RoundTrip(r)
 }
 
 // do sends one request to the registry's API and gives an answer of one of the codes.
-func (c *source) do(ctx context.Context, path string, header map[string]string, codes ...int) (*http.Response, error) {
-	rt, err := c.connect(ctx)
+func (s *Source) do(ctx context.Context, path string, header map[string]string, codes ...int) (*http.Response, error) {
+	rt, err := s.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.scheme+"://"+c.api+"/v2/"+c.repo+"/"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.scheme+"://"+s.api+"/v2/"+s.repo+"/"+path, nil)
 	if err != nil {
-		return nil, errs.New(errs.Invalid, "registry %s: %w", c.host, err)
+		return nil, errs.New(errs.Invalid, "registry %s: %w", s.Host, err)
 	}
-	return send(&http.Client{Transport: rt}, req, header, codes, c.describe)
+	return send(&http.Client{Transport: rt}, req, header, codes, s.describe)
 }
 
 func send(client *http.Client, req *http.Request, header map[string]string, codes []int, describe func(error, bool) error) (*http.Response, error) {
@@ -205,34 +208,35 @@ type transient struct {
 }
 
 func (t *transient) Error() string { return t.err.Error() }
+
 func (t *transient) Unwrap() error { return t.err }
 
 // describe gives an error of the transport its kind and words. What a server wrote
 // is quoted only where it follows the registry's error format, and shortened.
-func (c *source) describe(err error, known bool) error {
+func (s *Source) describe(err error, known bool) error {
 	var te *transport.Error
 	var cert *tls.CertificateVerificationError
 	if !errors.As(err, &te) || errors.As(err, &cert) { // TLS failed, and plain text did too
-		return describeLink(c.host, err)
+		return describeLink(s.Host, err)
 	}
 	said := ""
 	for _, d := range te.Errors[:min(len(te.Errors), 2)] {
-		said += ": " + clip(strings.Map(printable, string(d.Code)+" "+d.Message))
+		said += ": " + oci.Clip(strings.Map(printable, string(d.Code)+" "+d.Message))
 	}
-	where := c.host + "/" + c.repo
+	where := s.Host + "/" + s.repo
 	switch code := te.StatusCode; {
 	case code == http.StatusUnauthorized || code == http.StatusForbidden:
-		e := errs.New(errs.Denied, "registry %s refuses access to %s (%d)%s", c.host, where, code, said)
+		e := errs.New(errs.Denied, "registry %s refuses access to %s (%d)%s", s.Host, where, code, said)
 		if known {
 			return e.WithHint("check the credentials and that they may read %s; also a name that does not exist is answered like this", where)
 		}
 		return e.WithHint("give credentials with --auth user:password or in the node's auth file; also a name that does not exist is answered like this")
 	case code == http.StatusNotFound:
-		return errs.New(errs.NotFound, "registry %s does not have it in %s%s", c.host, c.repo, said).WithHint("check the spelling and the tag")
+		return errs.New(errs.NotFound, "registry %s does not have it in %s%s", s.Host, s.repo, said).WithHint("check the spelling and the tag")
 	case code == http.StatusTooManyRequests || code == http.StatusRequestTimeout || code >= 500:
-		return &transient{err: errs.New(errs.Unavailable, "registry %s answers %d for %s%s", c.host, code, c.repo, said).WithHint("try again later")}
+		return &transient{err: errs.New(errs.Unavailable, "registry %s answers %d for %s%s", s.Host, code, s.repo, said).WithHint("try again later")}
 	default:
-		return errs.New(errs.Unavailable, "registry %s answers %d for %s%s", c.host, code, c.repo, said)
+		return errs.New(errs.Unavailable, "registry %s answers %d for %s%s", s.Host, code, s.repo, said)
 	}
 }
 
@@ -250,7 +254,7 @@ func describeLink(host string, err error) error {
 	var unknown x509.UnknownAuthorityError
 	var record tls.RecordHeaderError
 	switch {
-	case isCanceled(err):
+	case flight.Canceled(err):
 		return err
 	case errors.As(err, &cert) || errors.As(err, &unknown):
 		return errs.New(errs.Unavailable, "registry %s: its certificate is not trusted: %w", host, err).
@@ -265,73 +269,73 @@ func describeLink(host string, err error) error {
 
 // retry calls fn until it succeeds, fails for good, or has failed Retries times in a
 // row without progress. fn tells whether it got any further.
-func (s *Store) retry(ctx context.Context, fn func() (progress bool, err error)) error {
-	wait, failed := s.opt.Backoff, 0
+func (c *Client) retry(ctx context.Context, fn func() (progress bool, err error)) error {
+	wait, failed := c.Backoff, 0
 	for {
 		progress, err := fn()
 		var t *transient
 		if err == nil || !errors.As(err, &t) {
 			return err
 		}
-		if cause := done(ctx); cause != nil {
+		if cause := flight.CalledOff(ctx); cause != nil {
 			return cause
 		}
 		if progress {
-			wait, failed = s.opt.Backoff, 0
+			wait, failed = c.Backoff, 0
 		}
-		if failed++; failed > s.opt.Retries {
+		if failed++; failed > c.Retries {
 			return err
 		}
-		s.log.Debug("retry", "error", err, "wait", wait)
-		if err := s.opt.Clock.Sleep(ctx, max(wait, t.after)); err != nil {
+		c.log.Debug("retry", "error", err, "wait", wait)
+		if err := c.clock.Sleep(ctx, max(wait, t.after)); err != nil {
 			return err
 		}
 		wait = min(2*wait, 10*time.Second)
 	}
 }
 
-// manifest fetches a manifest by tag or digest, checked against the digest where one is known.
-func (c *source) manifest(ctx context.Context, ref string) (raw []byte, mediaType string, err error) {
-	err = c.s.retry(ctx, func() (bool, error) {
-		raw, mediaType, err = c.tryManifest(ctx, ref)
+// Manifest fetches a manifest by tag or digest, checked against the digest where one is known.
+func (s *Source) Manifest(ctx context.Context, ref string) (raw []byte, mediaType string, err error) {
+	err = s.c.retry(ctx, func() (bool, error) {
+		raw, mediaType, err = s.tryManifest(ctx, ref)
 		return false, err
 	})
 	return raw, mediaType, err
 }
 
-func (c *source) tryManifest(ctx context.Context, ref string) ([]byte, string, error) {
-	ctx, _, stop := c.s.watch(ctx)
+func (s *Source) tryManifest(ctx context.Context, ref string) ([]byte, string, error) {
+	ctx, _, stop := s.c.watch(ctx)
 	defer stop()
-	resp, err := c.do(ctx, "manifests/"+ref, map[string]string{"Accept": accepted}, http.StatusOK)
+	resp, err := s.do(ctx, "manifests/"+ref, map[string]string{"Accept": oci.Accepted}, http.StatusOK)
 	if err != nil {
 		return nil, "", err
 	}
 	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, oci.MaxManifest+1))
 	if err != nil {
-		return nil, "", describeLink(c.host, err)
+		return nil, "", describeLink(s.Host, err)
 	}
-	if len(raw) > maxManifest {
-		return nil, "", errs.New(errs.Invalid, "registry %s: a manifest of more than %d bytes", c.host, maxManifest)
+	if len(raw) > oci.MaxManifest {
+		return nil, "", errs.New(errs.Invalid, "registry %s: a manifest of more than %d bytes", s.Host, oci.MaxManifest)
 	}
-	got, want := digestOf(raw), resp.Header.Get("Docker-Content-Digest")
-	if digestRE.MatchString(ref) {
+	got, want := oci.Digest(raw), resp.Header.Get("Docker-Content-Digest")
+	if oci.IsDigest(ref) {
 		want = ref
 	}
 	if want != "" && want != got {
-		return nil, "", errs.New(errs.Invalid, "registry %s: the manifest for %s should be %s, but its bytes are %s", c.host, clip(ref), clip(want), got).
+		return nil, "", errs.New(errs.Invalid, "registry %s: the manifest for %s should be %s, but its bytes are %s", s.Host, oci.Clip(ref), oci.Clip(want), got).
 			WithHint("the registry or something on the way to it is broken; pull from another mirror")
 	}
 	return raw, resp.Header.Get("Content-Type"), nil
 }
 
 // watch gives a context that ends when touch was not called for IdleTimeout.
-func (s *Store) watch(ctx context.Context) (watched context.Context, touch func(), stop func()) {
+func (c *Client) watch(ctx context.Context) (watched context.Context, touch func(), stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	alive, ended := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
-		t := s.opt.Clock.NewTimer(s.opt.IdleTimeout)
+		t := c.clock.NewTimer(c.IdleTimeout)
 		defer func() { t.Stop() }()
 		quiet := true
 		for {
@@ -346,7 +350,7 @@ func (s *Store) watch(ctx context.Context) (watched context.Context, touch func(
 					return
 				}
 				quiet = true
-				t = s.opt.Clock.NewTimer(s.opt.IdleTimeout)
+				t = c.clock.NewTimer(c.IdleTimeout)
 			}
 		}
 	}()

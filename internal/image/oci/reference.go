@@ -1,4 +1,9 @@
-package image
+// Package oci is the words of images: references, digests, descriptors, manifests,
+// configs, platforms, and the limits on all of these.
+//
+// It starts no goroutine and does no I/O. What it decodes is hostile: it must never
+// accept a digest, a size or a count it has not checked.
+package oci
 
 import (
 	"regexp"
@@ -16,7 +21,7 @@ type Reference struct {
 }
 
 const (
-	defaultHost = "docker.io"
+	DefaultHost = "docker.io"
 	defaultTag  = "latest"
 	maxRef      = 512
 )
@@ -29,12 +34,12 @@ var (
 	digestRE = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 )
 
-// ParseReference reads what people type: busybox, debian:12, team/app,
+// Parse reads what people type: busybox, debian:12, team/app,
 // registry.lan:5000/team/app:1@sha256:…; the first part is a registry when it has
 // a dot or a port or is localhost, otherwise docker.io is meant.
-func ParseReference(ref string) (Reference, error) {
+func Parse(ref string) (Reference, error) {
 	bad := func(field, value, rule, example string) (Reference, error) {
-		return Reference{}, errs.InvalidFields("image reference", []errs.Field{{Field: field, Value: clip(value), Rule: rule, Example: example}})
+		return Reference{}, errs.InvalidFields("image reference", []errs.Field{{Field: field, Value: Clip(value), Rule: rule, Example: example}})
 	}
 	if ref == "" || len(ref) > maxRef || strings.ContainsAny(ref, " \t\r\n\x00") {
 		return bad("reference", ref, "must be 1 to 512 characters without spaces", "debian:12")
@@ -45,12 +50,12 @@ func ParseReference(ref string) (Reference, error) {
 	var r Reference
 	rest, digest, pinned := strings.Cut(ref, "@")
 	if pinned {
-		if !digestRE.MatchString(digest) {
+		if !IsDigest(digest) {
 			return bad("digest", digest, "must be sha256: and 64 hex digits in lower case", "sha256:"+strings.Repeat("0123456789abcdef", 4))
 		}
 		r.Digest = digest
 	}
-	r.Host = defaultHost
+	r.Host = DefaultHost
 	if first, more, ok := strings.Cut(rest, "/"); ok && looksLikeHost(first) {
 		if !hostRE.MatchString(first) {
 			return bad("registry", first, "must be a host name or address, with an optional port", "registry.example.com:5000")
@@ -66,12 +71,12 @@ func ParseReference(ref string) (Reference, error) {
 		r.Tag = defaultTag
 	}
 	if r.Host == "index.docker.io" || r.Host == "registry-1.docker.io" {
-		r.Host = defaultHost
+		r.Host = DefaultHost
 	}
 	if !repoRE.MatchString(rest) || len(rest) > 255 {
 		return bad("repository", rest, "must be lower-case letters and digits, separated by '.', '_', '-' or '/'", "team/app")
 	}
-	if r.Host == defaultHost && !strings.Contains(rest, "/") {
+	if r.Host == DefaultHost && !strings.Contains(rest, "/") {
 		rest = "library/" + rest
 	}
 	r.Repo = rest
@@ -87,7 +92,7 @@ func (r Reference) Name() string { return r.Host + "/" + r.Repo }
 // Short is the form people type.
 func (r Reference) Short() string {
 	n := r.Name()
-	if first, _, _ := strings.Cut(r.Repo, "/"); r.Host == defaultHost && !looksLikeHost(first) {
+	if first, _, _ := strings.Cut(r.Repo, "/"); r.Host == DefaultHost && !looksLikeHost(first) {
 		n = r.Repo
 		if rest, ok := strings.CutPrefix(n, "library/"); ok && !strings.Contains(rest, "/") {
 			n = rest
@@ -111,15 +116,16 @@ func looksLikeHost(first string) bool {
 	return strings.ContainsAny(first, ".:") || first == "localhost"
 }
 
-// clip keeps messages short.
-func clip(s string) string {
+// Clip keeps messages short.
+func Clip(s string) string {
 	if len(s) > 80 {
 		return s[:77] + "…"
 	}
 	return s
 }
 
-func shortDigest(d string) string {
+// Short is the first twelve digits of a digest.
+func Short(d string) string {
 	d = strings.TrimPrefix(d, "sha256:")
 	return d[:min(len(d), 12)]
 }

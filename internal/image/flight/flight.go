@@ -1,4 +1,9 @@
-package image
+// Package flight is work under way: done once for all who need it at the same time, and
+// called off when the last of them has gone.
+//
+// A Group owns the goroutine of each piece of work; whoever leaves last waits for it. It
+// must never give one caller the error of another one's leaving.
+package flight
 
 import (
 	"context"
@@ -7,10 +12,10 @@ import (
 	"atoll/api"
 )
 
-// flights lets callers that need the same thing at the same time share one
+// Group lets callers that need the same thing at the same time share one
 // attempt at it. The work ends when it is done or when the last caller has gone;
 // whoever is last waits for it.
-type flights[T any] struct {
+type Group[T any] struct {
 	mu  sync.Mutex
 	now map[string]*flight[T]
 }
@@ -29,9 +34,16 @@ type flight[T any] struct {
 	next  int
 }
 
-// do runs work for key, or joins the run under way. work gets a context that lives
+// Idle tells whether nothing is under way.
+func (f *Group[T]) Idle() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.now) == 0
+}
+
+// Do runs work for key, or joins the run under way. work gets a context that lives
 // as long as anybody waits, and a function to report progress to all of them.
-func (f *flights[T]) do(ctx context.Context, key string, tell func(api.Progress), work func(context.Context, func(api.Progress)) (T, error)) (T, error) {
+func (f *Group[T]) Do(ctx context.Context, key string, tell func(api.Progress), work func(context.Context, func(api.Progress)) (T, error)) (T, error) {
 	for {
 		val, err, left := f.join(ctx, key, tell, work)
 		// A run that was called off because all others left is nobody's answer to us.
@@ -42,7 +54,7 @@ func (f *flights[T]) do(ctx context.Context, key string, tell func(api.Progress)
 	}
 }
 
-func (f *flights[T]) join(ctx context.Context, key string, tell func(api.Progress), work func(context.Context, func(api.Progress)) (T, error)) (val T, err error, left bool) {
+func (f *Group[T]) join(ctx context.Context, key string, tell func(api.Progress), work func(context.Context, func(api.Progress)) (T, error)) (val T, err error, left bool) {
 	f.mu.Lock()
 	fl := f.now[key]
 	if fl == nil {
