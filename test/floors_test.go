@@ -36,6 +36,7 @@ var floors = map[string]int{
 	"internal/audit":   11,
 	"internal/auth":    11,
 	"internal/tunnel":  11,
+	"internal/trace/…": 11, // readers of recorded loads
 	// 1 images: their words and files, then what is done with them, then the store of them
 	"internal/image/oci":      11,
 	"internal/image/disk":     11,
@@ -50,6 +51,8 @@ var floors = map[string]int{
 	"internal/driver/…":  20,
 	"internal/policy/…":  20,
 	"internal/sched":     20,
+	"internal/balance":   20,
+	"internal/balance/…": 20,
 	"internal/reconcile": 20,
 	// 3 actors
 	"internal/control": 30,
@@ -72,13 +75,13 @@ var floors = map[string]int{
 	"internal/sim":        40,
 	// 5 assembly
 	"cmd/atolld/builtin": 45, // also what benches decide by
-	"test/rig":  48, // pools for tests and benches
-	"bench/lib": 49,
-	"cmd/…":     50,
-	"test":      50,
-	"test/…":    50,
-	"bench":     50,
-	"bench/…":   50,
+	"test/rig":           48, // pools for tests and benches
+	"bench/lib":          49,
+	"cmd/…":              50,
+	"test":               50,
+	"test/…":             50,
+	"bench":              50,
+	"bench/…":            50,
 }
 
 // suites are conformance suites: they belong to the contract above them, and only

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"atoll/api"
+	"atoll/cmd/atolld/builtin"
 	"atoll/internal/agent"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
@@ -98,7 +99,7 @@ func runUp(ctx context.Context, args []string) error {
 	hub.Register(c.Node, dial)
 
 	engine := reconcile.New(st, clk, log, reconcile.Events{})
-	cs, err := control.All(control.Deps{Clock: clk, Log: log, Chain: policies(), Seed: 1, Subnet: c.Subnet})
+	cs, err := control.All(control.Deps{Clock: clk, Log: log, Chain: builtin.Policies(), Seed: 1, Subnet: c.Subnet})
 	if err != nil {
 		return err
 	}
@@ -306,7 +307,7 @@ type driverSet struct {
 
 // buildDrivers makes every driver of this build, each with directories of its own.
 func buildDrivers(c config, clk clock.Clock, log *slog.Logger) (driverSet, error) {
-	reg := drivers()
+	reg := builtin.Drivers()
 	set := driverSet{runtimes: map[string]driver.Runtime{}}
 	deps := func(name string) (driver.Deps, error) {
 		d := driver.Deps{Node: c.Node, State: filepath.Join(c.State, name), Run: filepath.Join(c.Run, name), Clock: clk, Log: log.With("driver", name)}

@@ -24,8 +24,7 @@ import (
 // worker; the view has no lock.
 type Placement struct {
 	clock   clock.Clock
-	chain   policy.Chain
-	seed    uint64
+	planner *sched.Planner
 	view    *policy.View
 	pool    *addresses
 	pending map[api.Ref]bool // without a node; looked at again when the pool changes
@@ -40,7 +39,8 @@ func NewPlacement(d Deps) (*Placement, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Placement{clock: d.Clock, chain: d.Chain, seed: d.Seed, view: policy.NewView(), pool: pool, pending: map[api.Ref]bool{}}, nil
+	v := policy.NewView()
+	return &Placement{clock: d.Clock, planner: sched.NewPlanner(v, d.Chain, d.Seed), view: v, pool: pool, pending: map[api.Ref]bool{}}, nil
 }
 
 // Name is "placement".
@@ -122,10 +122,10 @@ func (p *Placement) instance(ctx context.Context, s store.Store, ref api.Ref) (r
 func (p *Placement) settle(in *api.Instance, a *api.Assignment) {
 	it := policy.ItemOf(in)
 	if in.Spec.Stopped {
-		it.Request = policy.Vector{} // keeps its place, not its share
+		it = it.Idle()
 	}
 	delete(p.pending, api.RefOf(in))
-	p.view.Place(it, a.Spec.Node)
+	p.view.Place(it, a.Spec.Node, policy.AllocOf(&a.Spec))
 	p.pool.take(a.Spec.Address, in.UID)
 }
 
@@ -173,6 +173,7 @@ func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, 
 	d, addr := p.decide(in, it)
 	next := &api.Assignment{Head: api.Head{K: api.KindAssignment, Meta: api.Meta{Name: in.Name, Tenant: in.Tenant, UID: in.UID,
 		Owner: &ref, CreatedAt: &d.Decision.At}}, Spec: api.AssignmentSpec{InstanceUID: in.UID, Node: d.Node, Generation: 1, Address: addr, Decision: &d.Decision}}
+	d.Alloc.Write(&next.Spec)
 	var rev int64
 	if a != nil {
 		rev, next.Spec.Generation, next.CreatedAt = a.Revision, a.Spec.Generation, a.CreatedAt
@@ -197,14 +198,14 @@ func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, 
 		return reconcile.Result{Again: retryPending, Poll: true}, nil
 	}
 	delete(p.pending, ref)
-	p.view.Place(it, d.Node)
+	p.view.Place(it, d.Node, d.Alloc)
 	return reconcile.Result{}, nil
 }
 
 // decide finds a node and an address.
 func (p *Placement) decide(in *api.Instance, it *policy.Item) (d sched.Placement, addr string) {
 	start := p.clock.Now()
-	d = sched.Plan(p.view, []*policy.Item{it}, p.chain, p.seed)[0]
+	d = p.planner.Decide(it)
 	d.Decision.At = start
 	d.Decision.TookUS = p.clock.Now().Sub(start).Microseconds()
 	if n := in.Spec.Network(); d.Node == "" || n == api.NetworkNone || n == api.NetworkHost {

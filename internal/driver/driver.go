@@ -1,6 +1,6 @@
 // Package driver is the contract between the agent and what really runs,
 // connects and stores things on a node. A driver is one folder under
-// runtime/, storage/ or network/ and one line in cmd/atolld/builtin.go.
+// runtime/, storage/ or network/ and one line in cmd/atolld/builtin/builtin.go.
 //
 // The life a driver leads: New with its config, no I/O yet. Probe once at start:
 // what can this node do? errs.Unsupported, with what is missing and how to get

@@ -10,7 +10,7 @@ import (
 )
 
 // Registry holds the drivers this build has. It is a value, filled by visible
-// lines in cmd/atolld/builtin.go; nothing registers itself.
+// lines in cmd/atolld/builtin/builtin.go; nothing registers itself.
 type Registry struct {
 	runtimes map[string]func(Deps, json.RawMessage) (Runtime, error)
 	networks map[string]func(Deps, json.RawMessage) (Network, error)

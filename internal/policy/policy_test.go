@@ -28,7 +28,7 @@ func TestViewNeverLosesCount(t *testing.T) {
 				in := &api.Instance{Head: api.Head{K: api.KindInstance, Meta: api.Meta{Name: uid, Tenant: "t", UID: uid}}, Spec: api.InstanceSpec{
 					Requests: api.Resources{api.CPU: rapid.Int64Range(0, 100).Draw(t, "cpu")},
 					Ports:    []api.Port{{Port: 1, Publish: uint16(rapid.IntRange(1, 9).Draw(t, "port"))}}}}
-				v.Place(ItemOf(in), node)
+				v.Place(ItemOf(in), node, Alloc{})
 			case 2:
 				v.Unplace(uid)
 			case 3:

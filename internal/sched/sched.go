@@ -1,11 +1,15 @@
-// Package sched decides where instances run. Plan is pure: the same view, items,
+// Package sched decides where instances run. It is pure: the same view, items,
 // chain and seed give the same plan; it reads no clock, does no I/O and cannot
 // fail. What cannot be placed comes back with the reasons, counted.
+//
+// A Planner keeps, for every kind of item it has seen (policy.Item.Key), what each
+// node is worth for it in a tree whose root is the best. A decision brings in only
+// the nodes that changed since, so it does not grow with the pool.
 package sched
 
 import (
-	"fmt"
 	"hash/fnv"
+	"math"
 	"sort"
 
 	"atoll/api"
@@ -16,161 +20,176 @@ import (
 type Placement struct {
 	Item     *policy.Item
 	Node     string
+	Alloc    policy.Alloc
+	Victims  []*policy.Item // what must go first; only when asked to preempt
 	Decision api.Decision
 }
 
-// maxVerdicts bounds what a decision keeps per node; the rest is counted only.
-const maxVerdicts = 20
+// Ties is how equal nodes are told apart.
+type Ties int
+
+const (
+	// TiesShared lets equal nodes share the load, by a hash of seed and item.
+	TiesShared Ties = iota
+	// TiesFirst takes the first by name.
+	TiesFirst
+)
+
+// Planner decides on one View and remembers what it found out. It changes the
+// View only where it says so.
+type Planner struct {
+	View  *policy.View
+	Chain policy.Chain
+	Seed  uint64
+	Ties  Ties
+	// Terse leaves out of decisions what is only to be shown.
+	Terse bool
+
+	rankings map[string]*ranking
+	uses     uint64
+}
+
+const (
+	maxVerdicts = 20 // what a decision keeps, node by node; the rest is counted only
+	topVerdicts = 3  // of a pool with more nodes than that
+)
+
+// NewPlanner makes one.
+func NewPlanner(v *policy.View, chain policy.Chain, seed uint64) *Planner {
+	return &Planner{View: v, Chain: chain, Seed: seed, rankings: map[string]*ranking{}}
+}
 
 // Plan places items in the order given, each seeing the ones before it. The view
 // is as before when Plan returns.
 func Plan(v *policy.View, items []*policy.Item, chain policy.Chain, seed uint64) []Placement {
+	return NewPlanner(v, chain, seed).Plan(items)
+}
+
+// Plan places items in the order given, each seeing the ones before it. The view
+// is as before when Plan returns.
+func (p *Planner) Plan(items []*policy.Item) []Placement {
 	out := make([]Placement, 0, len(items))
-	placed := make([]string, 0, len(items))
 	for _, it := range items {
-		p := one(v, it, chain, seed)
-		if p.Node != "" && len(items) > 1 {
-			v.Place(it, p.Node)
-			placed = append(placed, it.UID)
-		}
-		out = append(out, p)
+		pl := p.Decide(it)
+		p.Take(pl)
+		out = append(out, pl)
 	}
-	for i := len(placed) - 1; i >= 0; i-- {
-		v.Unplace(placed[i])
-	}
+	p.undo(out)
 	return out
 }
 
-func one(v *policy.View, it *policy.Item, chain policy.Chain, seed uint64) Placement {
-	p := Placement{Item: it, Decision: api.Decision{Of: len(v.Nodes)}}
-	refusals := map[string]*refusal{}
-	var possible, refused []api.NodeVerdict
-	for _, n := range v.Nodes {
-		if name, reason, f := admit(v, n, it, chain); reason != "" {
-			r := refusals[reason]
-			if r == nil {
-				r = &refusal{Refusal: api.Refusal{Policy: name, Reason: reason}, short: 2}
-				refusals[reason] = r
-			}
-			r.count(v, n, it, f)
-			if len(refused) < maxVerdicts {
-				refused = append(refused, api.NodeVerdict{Node: n.Name, Reason: reason})
-			}
-			continue
-		}
-		possible = append(possible, score(v, n, it, chain))
+// Gang places all items or none. The view is as before when Gang returns.
+func (p *Planner) Gang(items []*policy.Item) (plan []Placement, all bool) {
+	plan, all = p.Plan(items), true
+	for _, pl := range plan {
+		all = all && pl.Node != ""
 	}
-	// Equal scores are ordered by a hash of seed, item and node, so that equal nodes
-	// share the load, and the same seed decides the same.
-	ties := map[string]uint64{}
-	for _, n := range possible {
-		ties[n.Node] = tie(seed, it.UID, n.Node)
-	}
-	sort.SliceStable(possible, func(i, j int) bool {
-		if possible[i].Score != possible[j].Score {
-			return possible[i].Score > possible[j].Score
-		}
-		return ties[possible[i].Node] < ties[possible[j].Node]
-	})
-	if len(possible) > 0 {
-		p.Node = possible[0].Node
-		p.Decision.Chosen = p.Node
-	}
-	p.Decision.Nodes = append(possible[:min(len(possible), maxVerdicts)], refused[:min(len(refused), max(maxVerdicts-len(possible), 0))]...)
-	p.Decision.Refusals = counted(refusals)
-	if p.Node == "" {
-		p.Decision.Hints = hints(v, it, p.Decision.Refusals)
-	}
-	return p
+	return plan, all
 }
 
-func admit(v *policy.View, n *policy.Node, it *policy.Item, chain policy.Chain) (string, string, policy.Filter) {
-	for _, f := range chain.Filters {
-		if reason := f.Admit(v, n, it); reason != "" {
-			return f.Name(), reason, f
-		}
-	}
-	return "", "", nil
-}
-
-func score(v *policy.View, n *policy.Node, it *policy.Item, chain policy.Chain) api.NodeVerdict {
-	nv := api.NodeVerdict{Node: n.Name, Parts: make(map[string]float64, len(chain.Scorers))}
-	sum, weights := 0.0, 0.0
-	for _, s := range chain.Scorers {
-		x := s.Score(v, n, it)
-		nv.Parts[s.Name()] = x
-		sum += x * s.Weight
-		weights += s.Weight
-	}
-	if weights > 0 {
-		nv.Score = sum / weights
-	}
-	return nv
-}
-
-func tie(seed uint64, uid, node string) uint64 {
-	h := fnv.New64a()
-	fmt.Fprintf(h, "%d|%s|%s", seed, uid, node)
-	return h.Sum64()
-}
-
-type refusal struct {
-	api.Refusal
-	short float64
-}
-
-// count adds a node and remembers the one that came closest.
-func (r *refusal) count(v *policy.View, n *policy.Node, it *policy.Item, f policy.Filter) {
-	r.Nodes++
-	g, ok := f.(policy.Gauge)
-	if !ok {
-		if r.Best == "" {
-			r.Best = n.Name
-		}
+// Take makes a decision so in the view.
+func (p *Planner) Take(pl Placement) {
+	if pl.Node == "" {
 		return
 	}
-	if s, text := g.Short(v, n, it); s < r.short {
-		r.short, r.Best = s, n.Name+": "+text
+	for _, x := range pl.Victims {
+		p.View.Unplace(x.UID)
+	}
+	p.View.Place(pl.Item, pl.Node, pl.Alloc)
+}
+
+func (p *Planner) undo(plan []Placement) {
+	for i := len(plan) - 1; i >= 0; i-- {
+		if plan[i].Node != "" {
+			p.View.Unplace(plan[i].Item.UID)
+		}
 	}
 }
 
-func counted(m map[string]*refusal) []api.Refusal {
-	out := make([]api.Refusal, 0, len(m))
-	for _, r := range m {
-		out = append(out, r.Refusal)
+// Decide finds the best node for an item, which must not be in the view.
+func (p *Planner) Decide(it *policy.Item) Placement {
+	r := p.ranking(it)
+	pl := Placement{Item: it, Decision: api.Decision{Of: len(p.View.Nodes)}}
+	best := r.best(p.toss(it))
+	if best.node >= 0 {
+		n := p.View.Nodes[best.node]
+		pl.Node, pl.Decision.Chosen = n.Name, n.Name
+		pl.Alloc = p.Chain.Pick(n, it)
 	}
+	if p.Terse && pl.Node != "" {
+		return pl
+	}
+	pl.Decision.Nodes = r.verdicts(best, p.toss(it))
+	pl.Decision.Refusals = r.refusals(pl.Node == "")
+	if pl.Node == "" {
+		pl.Decision.Hints = hints(p.View, it, pl.Decision.Refusals)
+	}
+	return pl
+}
+
+// toss tells equal nodes apart.
+type toss struct {
+	first bool
+	hash  uint64
+}
+
+func (p *Planner) toss(it *policy.Item) toss {
+	if p.Ties == TiesFirst {
+		return toss{first: true}
+	}
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(it.UID)) // never fails
+	return toss{hash: h.Sum64() ^ p.Seed*0x9e3779b97f4a7c15}
+}
+
+// right tells whether to take the second of two equals.
+func (t toss) right(at int) bool {
+	if t.first {
+		return false
+	}
+	x := t.hash + uint64(at)*0xbf58476d1ce4e5b9
+	x ^= x >> 31
+	x *= 0x94d049bb133111eb
+	return x>>63 == 1
+}
+
+// ranking finds or makes what is known of a kind of item, brought up to date.
+func (p *Planner) ranking(it *policy.Item) *ranking {
+	p.View.Arrange()
+	p.uses++
+	r := p.rankings[it.Key()]
+	if r == nil {
+		if len(p.rankings) >= p.keep() {
+			p.dropOldest()
+		}
+		r = &ranking{}
+		p.rankings[it.Key()] = r
+	}
+	r.used = p.uses
+	r.follow(p.View, p.Chain, it)
+	return r
+}
+
+// keep bounds the memory of rankings: about 40 bytes a node each.
+func (p *Planner) keep() int {
+	return min(max(4<<20/max(len(p.View.Nodes), 1), 16), 1024)
+}
+
+func (p *Planner) dropOldest() {
+	oldest, at := uint64(math.MaxUint64), ""
+	for k, r := range p.rankings {
+		if r.used < oldest {
+			oldest, at = r.used, k
+		}
+	}
+	delete(p.rankings, at)
+}
+
+func sortRefusals(out []api.Refusal) {
 	sort.Slice(out, func(i, j int) bool {
 		if out[i].Nodes != out[j].Nodes {
 			return out[i].Nodes > out[j].Nodes
 		}
 		return out[i].Reason < out[j].Reason
 	})
-	return out
-}
-
-// hints says what would help.
-func hints(v *policy.View, it *policy.Item, refusals []api.Refusal) []string {
-	if len(v.Nodes) == 0 {
-		return []string{"the pool has no node: start one with 'atolld up', or see 'atoll node token'"}
-	}
-	var out []string
-	for _, r := range refusals {
-		switch r.Policy {
-		case "resources":
-			for i, name := range api.ResourceNames() {
-				most, size := int64(0), int64(0)
-				for _, n := range v.Nodes {
-					most, size = max(most, n.Allocatable[i]-n.Used[i]), max(size, n.Allocatable[i])
-				}
-				if it.Request[i] > most && (name == api.CPU || name == api.Memory || name == api.Disk) {
-					out = append(out, fmt.Sprintf("at most %s=%s fits on one node now (the largest node has %s)", name, api.HumanQuantity(name, most), api.HumanQuantity(name, size)))
-				}
-			}
-		case "host":
-			out = append(out, "see 'atoll get nodes -o wide' and 'atoll describe node/NAME'")
-		case "ports":
-			out = append(out, "publish on another port, or leave the host's port out")
-		}
-	}
-	return out
 }

@@ -17,21 +17,25 @@ import (
 type fits struct{}
 
 func (fits) Name() string { return "resources" }
-func (fits) Admit(_ *policy.View, n *policy.Node, it *policy.Item) string {
-	if n.Used[0]+it.Request[0] > n.Allocatable[0] {
-		return "not enough CPU"
+func (fits) Check(_ *policy.View, it *policy.Item) *policy.Check {
+	return &policy.Check{
+		Node: func(n *policy.Node) string {
+			if n.Used[0]+it.Request[0] > n.Allocatable[0] {
+				return "not enough CPU"
+			}
+			return ""
+		},
+		Short: func(n *policy.Node) (float64, string) {
+			return float64(it.Request[0]-n.Allocatable[0]+n.Used[0]) / float64(it.Request[0]), fmt.Sprint(n.Allocatable[0] - n.Used[0])
+		},
 	}
-	return ""
-}
-func (fits) Short(_ *policy.View, n *policy.Node, it *policy.Item) (float64, string) {
-	return float64(it.Request[0]-n.Allocatable[0]+n.Used[0]) / float64(it.Request[0]), fmt.Sprint(n.Allocatable[0] - n.Used[0])
 }
 
 type fullest struct{}
 
 func (fullest) Name() string { return "full" }
-func (fullest) Score(_ *policy.View, n *policy.Node, _ *policy.Item) float64 {
-	return float64(n.Used[0]) / float64(n.Allocatable[0]+1)
+func (fullest) Grade(*policy.View, *policy.Item) *policy.Grade {
+	return &policy.Grade{Node: func(n *policy.Node) float64 { return float64(n.Used[0]) / float64(n.Allocatable[0]+1) }}
 }
 
 func chain() policy.Chain {

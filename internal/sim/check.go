@@ -7,6 +7,7 @@ import (
 	"atoll/api"
 	"atoll/internal/driver"
 	"atoll/internal/policy"
+	"atoll/internal/sched"
 	"atoll/internal/store"
 )
 
@@ -47,21 +48,14 @@ func (p *Pool) check(ctx context.Context) error {
 		}
 	}
 	p.fill(view)
+	plan := sched.NewPlanner(view, p.sc.Chain, 0)
 	for _, in := range ins {
 		if where[in.UID] != "" {
 			continue
 		}
 		p.report.Pending++
-		it := policy.ItemOf(in)
-		for _, n := range view.Nodes {
-			ok := true
-			for _, f := range p.sc.Chain.Filters {
-				ok = ok && f.Admit(view, n, it) == ""
-			}
-			if ok {
-				p.violate("%s waits while %s has room", api.RefOf(in), n.Name)
-				break
-			}
+		if node := plan.Decide(policy.ItemOf(in)).Node; node != "" {
+			p.violate("%s waits while %s has room", api.RefOf(in), node)
 		}
 	}
 	return nil
@@ -80,7 +74,7 @@ func (p *Pool) assigned(view *policy.View, asg []*api.Assignment, byUID map[stri
 			continue
 		}
 		where[in.UID] = a.Spec.Node
-		view.Place(policy.ItemOf(in), a.Spec.Node)
+		view.Place(policy.ItemOf(in), a.Spec.Node, policy.AllocOf(&a.Spec))
 		if other := addrs[a.Spec.Address]; other != "" {
 			p.violate("%s and %s have the address %s", in.Name, other, a.Spec.Address)
 		}

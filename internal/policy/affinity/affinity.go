@@ -5,8 +5,6 @@ package affinity
 
 import (
 	"fmt"
-	"sort"
-	"strings"
 
 	"atoll/api"
 	"atoll/internal/policy"
@@ -21,115 +19,110 @@ func New() Terms { return Terms{} }
 // Name is "affinity".
 func (Terms) Name() string { return "affinity" }
 
-// Admit checks required terms, those of the instances already there too: who
-// asked to avoid app=web keeps a later app=web away as well.
-func (Terms) Admit(v *policy.View, n *policy.Node, it *policy.Item) string {
-	if p := it.Spec.Placement; p != nil {
-		for _, t := range p.Avoid {
-			if !t.Preferred && anyIn(v, n, it, t) {
-				return fmt.Sprintf("%s in the same %s must be avoided", labels(t.Labels), level(t))
-			}
-		}
-		for _, t := range p.Near {
-			if !t.Preferred && !anyIn(v, n, it, t) && !firstOfItself(v, it, t) {
-				return fmt.Sprintf("no %s in the same %s", labels(t.Labels), level(t))
-			}
+// term is an api.AffinityTerm with those it names counted.
+type term struct {
+	level  policy.Level
+	group  *policy.Group
+	near   bool
+	first  bool // it names itself: the first of all may run anywhere
+	reason string
+}
+
+// meets tells whether a place is as the term wants it.
+func (t *term) meets(p policy.Place) bool {
+	some := t.group.In(p, t.level) > 0
+	if t.near {
+		return some || t.first && t.group.Total() == 0
+	}
+	return !some
+}
+
+// Check refuses where required terms are not met, those of the instances already
+// there too: who asked to avoid app=web keeps a later app=web away as well.
+func (Terms) Check(v *policy.View, it *policy.Item) *policy.Check {
+	terms := compile(v, it, false)
+	for _, a := range v.Avoiders(it.Ref.Tenant) {
+		if policy.Matches(it.Labels, a.Labels) {
+			terms = append(terms, &term{level: a.Level, group: a.Group, reason: fmt.Sprintf("something in the same %s wants to avoid %s", a.Level, api.FormatLabels(a.Labels))})
 		}
 	}
-	for _, x := range n.Items {
-		if x.Spec.Placement == nil || x.Ref.Tenant != it.Ref.Tenant || x.UID == it.UID {
-			continue
+	if len(terms) == 0 {
+		return nil
+	}
+	c := &policy.Check{Node: func(n *policy.Node) string { return refuse(terms, n.Place, true) }}
+	for _, t := range terms {
+		if t.level != policy.Host {
+			c.Level = policy.Nearer(c.Level, t.level)
+			c.In = func(p policy.Place) string { return refuse(terms, p, false) }
 		}
-		for _, t := range x.Spec.Placement.Avoid {
-			if !t.Preferred && has(it.Labels, t.Labels) {
-				return fmt.Sprintf("%s there wants to avoid %s", x.Ref.Name, labels(t.Labels))
-			}
+		if t.first {
+			c.Epoch = func() uint64 { return empties(terms) }
+		}
+	}
+	return c
+}
+
+// empties says, bit by bit, which terms name nobody yet.
+func empties(terms []*term) uint64 {
+	var e uint64
+	for i, t := range terms {
+		if t.group.Total() == 0 {
+			e |= 1 << (i % 64)
+		}
+	}
+	return e
+}
+
+func refuse(terms []*term, p policy.Place, host bool) string {
+	for _, t := range terms {
+		if (t.level == policy.Host) == host && !t.meets(p) {
+			return t.reason
 		}
 	}
 	return ""
 }
 
-// Score is the share of preferred terms the node meets; 0.5 when there are none.
-func (Terms) Score(v *policy.View, n *policy.Node, it *policy.Item) float64 {
+// Grade is the share of preferred terms a node meets.
+func (Terms) Grade(v *policy.View, it *policy.Item) *policy.Grade {
+	terms := compile(v, it, true)
+	if len(terms) == 0 {
+		return nil
+	}
+	share := func(p policy.Place, host bool) float64 {
+		met := 0
+		for _, t := range terms {
+			if (t.level == policy.Host) == host && t.meets(p) {
+				met++
+			}
+		}
+		return float64(met) / float64(len(terms))
+	}
+	g := &policy.Grade{Node: func(n *policy.Node) float64 { return share(n.Place, true) }, Epoch: func() uint64 { return empties(terms) }}
+	for _, t := range terms {
+		if t.level != policy.Host {
+			g.Level = policy.Nearer(g.Level, t.level)
+			g.In = func(p policy.Place) float64 { return share(p, false) }
+		}
+	}
+	return g
+}
+
+func compile(v *policy.View, it *policy.Item, preferred bool) []*term {
 	p := it.Spec.Placement
 	if p == nil {
-		return 0.5
+		return nil
 	}
-	met, all := 0, 0
-	for _, t := range p.Avoid {
-		if t.Preferred {
-			all++
-			if !anyIn(v, n, it, t) {
-				met++
+	var out []*term
+	add := func(list []api.AffinityTerm, near bool, format string) {
+		for _, t := range list {
+			if t.Preferred == preferred {
+				l := policy.LevelOf(t.Topology)
+				out = append(out, &term{level: l, group: v.Matching(it.Ref.Tenant, t.Labels), near: near, first: near && policy.Matches(it.Labels, t.Labels),
+					reason: fmt.Sprintf(format, api.FormatLabels(t.Labels), l)})
 			}
 		}
 	}
-	for _, t := range p.Near {
-		if t.Preferred {
-			all++
-			if anyIn(v, n, it, t) {
-				met++
-			}
-		}
-	}
-	if all == 0 {
-		return 0.5
-	}
-	return float64(met) / float64(all)
-}
-
-// anyIn reports whether a matching instance of the tenant is in the node's domain.
-func anyIn(v *policy.View, n *policy.Node, it *policy.Item, t api.AffinityTerm) bool {
-	d := n.Domain(level(t))
-	for _, m := range v.Nodes {
-		if m != n && (level(t) == "host" || m.Domain(level(t)) != d) {
-			continue
-		}
-		for _, x := range m.Items {
-			if x.Ref.Tenant == it.Ref.Tenant && x.UID != it.UID && has(x.Labels, t.Labels) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// firstOfItself lets the first of a group that wants to be near itself start anywhere.
-func firstOfItself(v *policy.View, it *policy.Item, t api.AffinityTerm) bool {
-	if !has(it.Labels, t.Labels) {
-		return false
-	}
-	for _, m := range v.Nodes {
-		for _, x := range m.Items {
-			if x.Ref.Tenant == it.Ref.Tenant && x.UID != it.UID && has(x.Labels, t.Labels) {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-func level(t api.AffinityTerm) string {
-	if t.Topology == "" {
-		return "host"
-	}
-	return t.Topology
-}
-
-func has(have, want map[string]string) bool {
-	for k, v := range want {
-		if have[k] != v {
-			return false
-		}
-	}
-	return true
-}
-
-func labels(m map[string]string) string {
-	var out []string
-	for k, v := range m {
-		out = append(out, k+"="+v)
-	}
-	sort.Strings(out)
-	return strings.Join(out, ",")
+	add(p.Avoid, false, "%s in the same %s must be avoided")
+	add(p.Near, true, "no %s in the same %s")
+	return out
 }

@@ -5,6 +5,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/policy"
+	"atoll/internal/policy/policytest"
 )
 
 func item(uid, tenant, app string, p *api.Placement) *policy.Item {
@@ -19,7 +20,7 @@ func pool() *policy.View {
 	return v
 }
 
-func term(app, topology string, preferred bool) []api.AffinityTerm {
+func wish(app, topology string, preferred bool) []api.AffinityTerm {
 	return []api.AffinityTerm{{Labels: map[string]string{"app": app}, Topology: topology, Preferred: preferred}}
 }
 
@@ -29,20 +30,20 @@ func TestAdmit(t *testing.T) {
 		want  map[string]bool
 		p     *api.Placement
 	}{
-		"avoid host":             {item("x", "t", "db", nil), map[string]bool{"n1": false, "n2": true, "n3": true}, &api.Placement{Avoid: term("db", "", false)}},
-		"avoid zone":             {item("x", "t", "db", nil), map[string]bool{"n1": false, "n2": false, "n3": true}, &api.Placement{Avoid: term("db", "zone", false)}},
-		"near zone":              {item("x", "t", "db", nil), map[string]bool{"n1": true, "n2": true, "n3": false}, &api.Placement{Near: term("db", "zone", false)}},
-		"near nobody":            {item("x", "t", "other", nil), map[string]bool{"n1": false, "n2": false, "n3": false}, &api.Placement{Near: term("db", "", false)}},
-		"first of itself":        {item("x", "t", "other", nil), map[string]bool{"n1": true, "n2": true, "n3": true}, &api.Placement{Near: term("web", "", false)}},
-		"another tenant's":       {item("x", "u", "db", nil), map[string]bool{"n1": true}, &api.Placement{Avoid: term("db", "", false)}},
-		"the one there wants it": {item("x", "t", "db", &api.Placement{Avoid: term("web", "", false)}), map[string]bool{"n1": false, "n2": true}, nil},
-		"preferred only":         {item("x", "t", "db", nil), map[string]bool{"n1": true}, &api.Placement{Avoid: term("db", "", true)}},
+		"avoid host":             {item("x", "t", "db", nil), map[string]bool{"n1": false, "n2": true, "n3": true}, &api.Placement{Avoid: wish("db", "", false)}},
+		"avoid zone":             {item("x", "t", "db", nil), map[string]bool{"n1": false, "n2": false, "n3": true}, &api.Placement{Avoid: wish("db", "zone", false)}},
+		"near zone":              {item("x", "t", "db", nil), map[string]bool{"n1": true, "n2": true, "n3": false}, &api.Placement{Near: wish("db", "zone", false)}},
+		"near nobody":            {item("x", "t", "other", nil), map[string]bool{"n1": false, "n2": false, "n3": false}, &api.Placement{Near: wish("db", "", false)}},
+		"first of itself":        {item("x", "t", "other", nil), map[string]bool{"n1": true, "n2": true, "n3": true}, &api.Placement{Near: wish("web", "", false)}},
+		"another tenant's":       {item("x", "u", "db", nil), map[string]bool{"n1": true}, &api.Placement{Avoid: wish("db", "", false)}},
+		"the one there wants it": {item("x", "t", "db", &api.Placement{Avoid: wish("web", "", false)}), map[string]bool{"n1": false, "n2": true}, nil},
+		"preferred only":         {item("x", "t", "db", nil), map[string]bool{"n1": true}, &api.Placement{Avoid: wish("db", "", true)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := pool()
-			v.Place(c.there, "n1")
+			v.Place(c.there, "n1", policy.Alloc{})
 			for n, want := range c.want {
-				if got := New().Admit(v, v.Node(n), item("new", "t", "web", c.p)); (got == "") != want {
+				if got := policytest.Admit(New(), v, v.Node(n), item("new", "t", "web", c.p)); (got == "") != want {
 					t.Errorf("%s: %q", n, got)
 				}
 			}
@@ -52,13 +53,15 @@ func TestAdmit(t *testing.T) {
 
 func TestScorePrefers(t *testing.T) {
 	v := pool()
-	v.Place(item("x", "t", "db", nil), "n1")
-	near := item("new", "t", "web", &api.Placement{Near: term("db", "zone", true)})
-	if a, b := New().Score(v, v.Node("n2"), near), New().Score(v, v.Node("n3"), near); a <= b {
+	v.Place(item("x", "t", "db", nil), "n1", policy.Alloc{})
+	near := item("new", "t", "web", &api.Placement{Near: wish("db", "zone", true)})
+	if a, b := policytest.Score(New(), v, v.Node("n2"), near), policytest.Score(New(), v, v.Node("n3"), near); a <= b {
 		t.Errorf("near: %v %v", a, b)
 	}
-	avoid := item("new", "t", "web", &api.Placement{Avoid: term("db", "", true)})
-	if a, b := New().Score(v, v.Node("n1"), avoid), New().Score(v, v.Node("n2"), avoid); a >= b {
+	avoid := item("new", "t", "web", &api.Placement{Avoid: wish("db", "", true)})
+	if a, b := policytest.Score(New(), v, v.Node("n1"), avoid), policytest.Score(New(), v, v.Node("n2"), avoid); a >= b {
 		t.Errorf("avoid: %v %v", a, b)
 	}
 }
+
+func TestKeepsItsWord(t *testing.T) { policytest.Keeps(t, New()) }

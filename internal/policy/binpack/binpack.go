@@ -5,24 +5,25 @@ package binpack
 import (
 	"math"
 
-	"atoll/api"
 	"atoll/internal/policy"
 )
 
 // Pack is the scorer.
-type Pack struct{ cpu, memory int }
+type Pack struct{}
 
 // New makes it.
-func New() *Pack { return &Pack{policy.Index(api.CPU), policy.Index(api.Memory)} }
+func New() Pack { return Pack{} }
 
 // Name is "fits".
-func (*Pack) Name() string { return "fits" }
+func (Pack) Name() string { return "fits" }
 
-// Score is the mean fill of CPU and memory, less their difference.
-func (p *Pack) Score(_ *policy.View, n *policy.Node, it *policy.Item) float64 {
-	c := fill(n, it, p.cpu)
-	m := fill(n, it, p.memory)
-	return max((c+m)/2-math.Abs(c-m)/4, 0)
+// Grade is the mean fill of CPU and memory, less their difference.
+func (Pack) Grade(_ *policy.View, it *policy.Item) *policy.Grade {
+	return &policy.Grade{Node: func(n *policy.Node) float64 {
+		c := fill(n, it, policy.CPU)
+		m := fill(n, it, policy.Memory)
+		return max((c+m)/2-math.Abs(c-m)/4, 0)
+	}}
 }
 
 func fill(n *policy.Node, it *policy.Item, i int) float64 {

@@ -5,6 +5,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/policy"
+	"atoll/internal/policy/policytest"
 )
 
 func TestFullerAndEvenIsBetter(t *testing.T) {
@@ -15,14 +16,16 @@ func TestFullerAndEvenIsBetter(t *testing.T) {
 	item := func(uid string, cpu, mem int64) *policy.Item {
 		return policy.ItemOf(&api.Instance{Head: api.Head{Meta: api.Meta{UID: uid}}, Spec: api.InstanceSpec{Requests: api.Resources{api.CPU: cpu, api.Memory: mem}}})
 	}
-	v.Place(item("a", 500, 500), "full")
-	v.Place(item("b", 900, 100), "skewed")
+	v.Place(item("a", 500, 500), "full", policy.Alloc{})
+	v.Place(item("b", 900, 100), "skewed", policy.Alloc{})
 	it := item("c", 100, 100)
-	empty, full, skewed := New().Score(v, v.Node("empty"), it), New().Score(v, v.Node("full"), it), New().Score(v, v.Node("skewed"), it)
+	empty, full, skewed := policytest.Score(New(), v, v.Node("empty"), it), policytest.Score(New(), v, v.Node("full"), it), policytest.Score(New(), v, v.Node("skewed"), it)
 	if !(full > skewed && skewed > empty) {
 		t.Fatalf("full %v skewed %v empty %v", full, skewed, empty)
 	}
-	if s := New().Score(v, &policy.Node{}, it); s != 0 {
+	if s := policytest.Score(New(), v, &policy.Node{}, it); s != 0 {
 		t.Fatalf("a node without capacity scores %v", s)
 	}
 }
+
+func TestKeepsItsWord(t *testing.T) { policytest.Keeps(t, New()) }

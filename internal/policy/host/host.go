@@ -1,15 +1,18 @@
 // Package host refuses nodes that are not ready, are cordoned or tainted, lack
-// the runtime an instance needs, or are not the ones it asked for.
+// the runtime an instance needs, or are not the ones it asked for, and prefers
+// those it wishes for.
 package host
 
 import (
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
 
+	"atoll/api"
 	"atoll/internal/policy"
 )
 
-// Rules is the filter.
+// Rules is filter and scorer.
 type Rules struct{}
 
 // New makes it.
@@ -18,52 +21,74 @@ func New() Rules { return Rules{} }
 // Name is "host".
 func (Rules) Name() string { return "host" }
 
-// Admit looks at the node's own state first, then at what the instance asked for.
-func (Rules) Admit(_ *policy.View, n *policy.Node, it *policy.Item) string {
-	switch {
-	case !n.Object.Ready():
-		return "node is not ready"
-	case n.Object.Spec.Cordoned:
-		return "node is cordoned"
-	case !n.Runtimes[string(it.Isolation)]:
-		return fmt.Sprintf("no driver for isolation %s", it.Isolation)
-	}
-	for _, t := range n.Object.Spec.Taints {
-		if !tolerated(it, t.Key, t.Value, t.Effect) {
-			return fmt.Sprintf("taint %s not tolerated", t)
-		}
-	}
+// Check looks at the node's own state first, then at what the instance asked for.
+func (Rules) Check(_ *policy.View, it *policy.Item) *policy.Check {
 	p := it.Spec.Placement
 	if p == nil {
-		return ""
+		p = &api.Placement{}
 	}
-	if p.Node != "" && p.Node != n.Name {
-		return fmt.Sprintf("not the node asked for, %s", p.Node)
-	}
-	if p.Zone != "" && p.Zone != n.Object.Spec.Zone {
-		return fmt.Sprintf("not in zone %s", p.Zone)
-	}
-	keys := make([]string, 0, len(p.NodeLabels))
-	for k := range p.NodeLabels {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys) // the same reason every time
-	for _, k := range keys {
-		if n.Object.Labels[k] != p.NodeLabels[k] {
-			return fmt.Sprintf("node label %s is not %s", k, p.NodeLabels[k])
+	keys := slices.Sorted(maps.Keys(p.NodeLabels)) // the same reason every time
+	isolation := string(it.Isolation)
+	return &policy.Check{Node: func(n *policy.Node) string {
+		switch spec := &n.Object.Spec; {
+		case !n.Object.Ready():
+			return "node is not ready"
+		case spec.Cordoned:
+			return "node is cordoned"
+		case !n.Runtimes[isolation]:
+			return "no driver for isolation " + isolation
+		case p.Node != "" && p.Node != n.Name:
+			return "not the node asked for, " + p.Node
+		case p.Zone != "" && p.Zone != spec.Zone:
+			return "not in zone " + p.Zone
 		}
-	}
-	return ""
+		for _, t := range n.Object.Spec.Taints {
+			if !tolerated(p, t) {
+				return fmt.Sprintf("taint %s not tolerated", t)
+			}
+		}
+		for _, k := range keys {
+			if n.Object.Labels[k] != p.NodeLabels[k] {
+				return fmt.Sprintf("node label %s is not %s", k, p.NodeLabels[k])
+			}
+		}
+		for _, t := range p.Nodes {
+			if t.Weight == 0 && !t.Holds(n.Object.Labels) {
+				return fmt.Sprintf("node label: %s not met", t)
+			}
+		}
+		return ""
+	}}
 }
 
-func tolerated(it *policy.Item, key, value, effect string) bool {
+// Grade is the weighted share of the wishes for labels that a node meets.
+func (Rules) Grade(_ *policy.View, it *policy.Item) *policy.Grade {
 	if it.Spec.Placement == nil {
-		return false
+		return nil
 	}
-	for _, t := range it.Spec.Placement.Tolerate {
-		if t.Key == key && (t.Value == "" || t.Value == value) && (t.Effect == "" || t.Effect == effect) {
-			return true
+	var wishes []api.NodeTerm
+	all := 0
+	for _, t := range it.Spec.Placement.Nodes {
+		if t.Weight > 0 {
+			wishes, all = append(wishes, t), all+t.Weight
 		}
 	}
-	return false
+	if all == 0 {
+		return nil
+	}
+	return &policy.Grade{Node: func(n *policy.Node) float64 {
+		met := 0
+		for _, t := range wishes {
+			if t.Holds(n.Object.Labels) {
+				met += t.Weight
+			}
+		}
+		return float64(met) / float64(all)
+	}}
+}
+
+func tolerated(p *api.Placement, taint api.Taint) bool {
+	return slices.ContainsFunc(p.Tolerate, func(t api.Taint) bool {
+		return t.Key == taint.Key && (t.Value == "" || t.Value == taint.Value) && (t.Effect == "" || t.Effect == taint.Effect)
+	})
 }

@@ -6,6 +6,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/policy"
+	"atoll/internal/policy/policytest"
 )
 
 func node(edit func(*api.Node)) *policy.Node {
@@ -38,10 +39,12 @@ func TestAdmit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			it := policy.ItemOf(&api.Instance{Spec: c.spec})
-			got := New().Admit(nil, node(c.node), it)
+			got := policytest.Admit(New(), policy.NewView(), node(c.node), it)
 			if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
 				t.Fatalf("got %q, want %q", got, c.want)
 			}
 		})
 	}
 }
+
+func TestKeepsItsWord(t *testing.T) { policytest.Keeps(t, New()) }

@@ -12,10 +12,16 @@ func New() Locality { return Locality{} }
 // Name is "image here".
 func (Locality) Name() string { return "image here" }
 
-// Score is 1 where the image is, else 0. Nodes publish references and digests.
-func (Locality) Score(_ *policy.View, n *policy.Node, it *policy.Item) float64 {
-	if n.Images[it.Spec.Image] || n.Images[it.Ref.Tenant+"|"+it.Spec.Image] {
-		return 1
+// Grade is 1 where the image is, else 0. Nodes publish references and digests.
+func (Locality) Grade(_ *policy.View, it *policy.Item) *policy.Grade {
+	if it.Spec.Image == "" {
+		return nil
 	}
-	return 0
+	own := it.Ref.Tenant + "|" + it.Spec.Image
+	return &policy.Grade{Node: func(n *policy.Node) float64 {
+		if n.Images[it.Spec.Image] || n.Images[own] {
+			return 1
+		}
+		return 0
+	}}
 }

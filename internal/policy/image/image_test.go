@@ -5,6 +5,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/policy"
+	"atoll/internal/policy/policytest"
 )
 
 func TestWhereTheImageIsCountsPerTenant(t *testing.T) {
@@ -15,8 +16,10 @@ func TestWhereTheImageIsCountsPerTenant(t *testing.T) {
 		want          float64
 	}{{"acme", "busybox", 1}, {"demo", "busybox", 1}, {"acme", "private", 1}, {"demo", "private", 0}, {"acme", "else", 0}} {
 		it := policy.ItemOf(&api.Instance{Head: api.Head{Meta: api.Meta{Tenant: c.tenant}}, Spec: api.InstanceSpec{Image: c.image}})
-		if got := New().Score(v, v.Nodes[0], it); got != c.want {
+		if got := policytest.Score(New(), v, v.Nodes[0], it); got != c.want {
 			t.Errorf("%s %s: %v", c.tenant, c.image, got)
 		}
 	}
 }
+
+func TestKeepsItsWord(t *testing.T) { policytest.Keeps(t, New()) }

@@ -2,6 +2,8 @@
 package port
 
 import (
+	"slices"
+
 	"atoll/internal/policy"
 )
 
@@ -14,20 +16,22 @@ func New() Free { return Free{} }
 // Name is "ports".
 func (Free) Name() string { return "ports" }
 
-// Admit looks each port up.
-func (Free) Admit(_ *policy.View, n *policy.Node, it *policy.Item) string {
-	for _, p := range it.Publish {
-		if !n.Published[p] {
-			continue
-		}
-		for _, x := range n.Items {
-			for _, q := range x.Publish {
-				if q == p {
+// Check looks each port up.
+func (Free) Check(_ *policy.View, it *policy.Item) *policy.Check {
+	if len(it.Publish) == 0 {
+		return nil
+	}
+	return &policy.Check{Node: func(n *policy.Node) string {
+		for _, p := range it.Publish {
+			if n.Published[p] == 0 {
+				continue
+			}
+			for _, x := range n.Items {
+				if slices.Contains(x.Publish, p) {
 					return "host port " + p + " is taken by " + x.Ref.Tenant + "/" + x.Ref.Name
 				}
 			}
 		}
-		return "host port " + p + " is taken"
-	}
-	return ""
+		return ""
+	}}
 }

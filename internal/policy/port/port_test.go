@@ -5,6 +5,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/policy"
+	"atoll/internal/policy/policytest"
 )
 
 func item(uid, proto string, publish uint16) *policy.Item {
@@ -14,7 +15,7 @@ func item(uid, proto string, publish uint16) *policy.Item {
 
 func TestATakenPortIsRefusedByName(t *testing.T) {
 	v := policy.NewView()
-	v.Place(item("web", "", 8080), "n1")
+	v.Place(item("web", "", 8080), "n1", policy.Alloc{})
 	for _, c := range []struct {
 		it   *policy.Item
 		want string
@@ -24,12 +25,14 @@ func TestATakenPortIsRefusedByName(t *testing.T) {
 		{item("b", "tcp", 8081), ""},
 		{item("b", "tcp", 0), ""},
 	} {
-		if got := New().Admit(v, v.Node("n1"), c.it); got != c.want {
+		if got := policytest.Admit(New(), v, v.Node("n1"), c.it); got != c.want {
 			t.Errorf("got %q, want %q", got, c.want)
 		}
 	}
 	v.Unplace("web")
-	if got := New().Admit(v, v.Node("n1"), item("b", "tcp", 8080)); got != "" {
+	if got := policytest.Admit(New(), v, v.Node("n1"), item("b", "tcp", 8080)); got != "" {
 		t.Errorf("still taken: %q", got)
 	}
 }
+
+func TestKeepsItsWord(t *testing.T) { policytest.Keeps(t, New()) }

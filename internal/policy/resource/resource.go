@@ -1,5 +1,6 @@
 // Package resource refuses nodes whose free capacity is less than what is
-// requested, in any dimension the node publishes.
+// requested, in any dimension the node publishes. CPU may be promised several
+// times where the node's operator allows it (api.Overcommit); nothing else is.
 package resource
 
 import (
@@ -19,23 +20,60 @@ func New() *Fit { return &Fit{names: api.ResourceNames()} }
 // Name is "resources".
 func (*Fit) Name() string { return "resources" }
 
-// Admit compares dimension by dimension. Counted things that a node does not
+// Check compares dimension by dimension. Counted things that a node does not
 // publish (volumes, snapshots …) are not its to refuse.
-func (f *Fit) Admit(_ *policy.View, n *policy.Node, it *policy.Item) string {
-	var lack []string
-	for i := range it.Request {
-		if it.Request[i] > 0 && published(n, i, f.names[i]) && n.Used[i]+it.Request[i] > n.Allocatable[i] {
-			lack = append(lack, word(f.names[i]))
+func (f *Fit) Check(_ *policy.View, it *policy.Item) *policy.Check {
+	var asked []int
+	for i, v := range it.Request {
+		if v > 0 {
+			asked = append(asked, i)
 		}
 	}
-	if len(lack) == 0 {
-		return ""
+	if len(asked) == 0 {
+		return nil
 	}
-	return "not enough " + strings.Join(lack, " and ")
+	return &policy.Check{
+		Node: func(n *policy.Node) string {
+			lack := 0
+			for _, i := range asked {
+				if it.Request[i] > free(n, it, i) {
+					lack |= 1 << i
+				}
+			}
+			if lack == 0 {
+				return ""
+			}
+			return f.reason(lack)
+		},
+		Short: func(n *policy.Node) (float64, string) { return f.short(n, it, asked) },
+	}
 }
 
-func published(n *policy.Node, i int, r api.Resource) bool {
-	return n.Allocatable[i] > 0 || r == api.CPU || r == api.Memory || r == api.GPU
+// free is what an item could still be given of a dimension.
+func free(n *policy.Node, it *policy.Item, i int) int64 {
+	have := n.Allocatable[i]
+	switch {
+	case i == policy.CPU:
+		o := n.Object.Spec.Overcommit
+		have = have*int64(max(o.Burstable, o.Guaranteed, 100))/100 - n.Used[i]
+		if it.Class == api.ClassGuaranteed {
+			have = min(have, n.Allocatable[i]*int64(max(o.Guaranteed, 100))/100-n.Guaranteed[i])
+		}
+		return have
+	case have == 0 && i != policy.Memory && i != policy.GPU:
+		return 1<<63 - 1 // not published
+	}
+	return have - n.Used[i]
+}
+
+func (f *Fit) reason(lack int) string {
+	var words []string
+	for i := range f.names {
+		if lack&(1<<i) != 0 {
+			words = append(words, word(f.names[i]))
+		}
+	}
+	return "not enough " + strings.Join(words, " and ")
 }
 
 func word(r api.Resource) string {
@@ -45,17 +83,14 @@ func word(r api.Resource) string {
 	return string(r)
 }
 
-// Short names the dimension that is furthest from fitting.
-func (f *Fit) Short(_ *policy.View, n *policy.Node, it *policy.Item) (float64, string) {
+// short names the dimension that is furthest from fitting.
+func (f *Fit) short(n *policy.Node, it *policy.Item, asked []int) (float64, string) {
 	worst, text := 0.0, ""
-	for i, want := range it.Request {
-		if want == 0 || !published(n, i, f.names[i]) {
-			continue
-		}
-		free := max(n.Allocatable[i]-n.Used[i], 0)
-		if s := float64(want-free) / float64(want); s > worst {
+	for _, i := range asked {
+		want, have := it.Request[i], max(free(n, it, i), 0)
+		if s := float64(want-have) / float64(want); s > worst {
 			worst = s
-			text = fmt.Sprintf("%s %s free of %s", word(f.names[i]), api.HumanQuantity(f.names[i], free), api.HumanQuantity(f.names[i], n.Allocatable[i]))
+			text = fmt.Sprintf("%s %s free of %s", word(f.names[i]), api.HumanQuantity(f.names[i], have), api.HumanQuantity(f.names[i], n.Allocatable[i]))
 		}
 	}
 	return worst, text

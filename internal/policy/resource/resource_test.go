@@ -5,6 +5,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/policy"
+	"atoll/internal/policy/policytest"
 )
 
 func TestAdmitAndShort(t *testing.T) {
@@ -13,7 +14,7 @@ func TestAdmitAndShort(t *testing.T) {
 	place := func(uid string, r api.Resources) *policy.Item {
 		return policy.ItemOf(&api.Instance{Head: api.Head{K: api.KindInstance, Meta: api.Meta{Name: uid, UID: uid, Tenant: "t"}}, Spec: api.InstanceSpec{Requests: r}})
 	}
-	v.Place(place("a", api.Resources{api.CPU: 1500}), "n")
+	v.Place(place("a", api.Resources{api.CPU: 1500}), "n", policy.Alloc{})
 	for _, c := range []struct {
 		req  api.Resources
 		want string
@@ -25,16 +26,18 @@ func TestAdmitAndShort(t *testing.T) {
 		{api.Resources{api.GPU: 1}, "not enough gpu"},
 		{api.Resources{api.IOPS: 100}, ""}, // the node does not publish it
 	} {
-		if got := New().Admit(v, v.Nodes[0], place("b", c.req)); got != c.want {
+		if got := policytest.Admit(New(), v, v.Nodes[0], place("b", c.req)); got != c.want {
 			t.Errorf("%v: got %q, want %q", c.req, got, c.want)
 		}
 	}
-	s, text := New().Short(v, v.Nodes[0], place("b", api.Resources{api.CPU: 1000}))
+	s, text := New().Check(v, place("b", api.Resources{api.CPU: 1000})).Short(v.Nodes[0])
 	if s != 0.5 || text != "CPU 500m free of 2" {
 		t.Errorf("short by %v, %q", s, text)
 	}
-	v.Place(place("c", nil), "n")
-	if got := New().Admit(v, v.Nodes[0], place("d", nil)); got != "not enough instances" {
+	v.Place(place("c", nil), "n", policy.Alloc{})
+	if got := policytest.Admit(New(), v, v.Nodes[0], place("d", nil)); got != "not enough instances" {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestKeepsItsWord(t *testing.T) { policytest.Keeps(t, New()) }

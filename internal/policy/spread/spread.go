@@ -1,10 +1,11 @@
-// Package spread keeps instances with equal labels evenly over hosts, racks or
-// zones, and enforces maxPerNode.
+// Package spread keeps instances with equal labels evenly over hosts, racks, zones
+// or regions, and enforces maxPerNode.
 package spread
 
 import (
 	"fmt"
 
+	"atoll/api"
 	"atoll/internal/policy"
 )
 
@@ -17,86 +18,86 @@ func New() Even { return Even{} }
 // Name is "spread".
 func (Even) Name() string { return "spread" }
 
-// Admit refuses a node that would exceed a maximal skew or maxPerNode.
-func (Even) Admit(v *policy.View, n *policy.Node, it *policy.Item) string {
+// Check refuses a node that would exceed a maximal skew or maxPerNode.
+func (Even) Check(v *policy.View, it *policy.Item) *policy.Check {
 	p := it.Spec.Placement
-	if p == nil {
-		return ""
+	if p == nil || p.MaxPerNode == 0 && !limited(p) {
+		return nil
 	}
-	if p.MaxPerNode > 0 {
-		if have := siblings(n, it); have >= p.MaxPerNode {
+	g := v.Siblings(it)
+	c := &policy.Check{Node: func(n *policy.Node) string {
+		if have := g.On(n); p.MaxPerNode > 0 && have >= p.MaxPerNode {
 			return fmt.Sprintf("has %d of these already, maxPerNode is %d", have, p.MaxPerNode)
 		}
-	}
+		return ahead(g, p, n.Place, true)
+	}}
 	for _, t := range p.Spread {
-		if t.MaxSkew <= 0 {
+		l := policy.LevelOf(t.Topology)
+		switch {
+		case t.MaxSkew <= 0:
+		case l == policy.Host:
+			c.Epoch = func() uint64 { least, _ := g.Range(policy.Host); return uint64(least) }
+		default:
+			c.Level = policy.Nearer(c.Level, l)
+			c.In = func(d policy.Place) string { return ahead(g, p, d, false) }
+		}
+	}
+	return c
+}
+
+func limited(p *api.Placement) bool {
+	for _, t := range p.Spread {
+		if t.MaxSkew > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func ahead(g *policy.Group, p *api.Placement, d policy.Place, host bool) string {
+	for _, t := range p.Spread {
+		l := policy.LevelOf(t.Topology)
+		if t.MaxSkew <= 0 || (l == policy.Host) != host {
 			continue
 		}
-		counts, here := count(v, n, it, t.Topology)
-		least := here
-		for _, c := range counts {
-			least = min(least, c)
-		}
-		if here+1-least > t.MaxSkew {
+		if least, _ := g.Range(l); g.In(d, l)+1-least > t.MaxSkew {
 			return fmt.Sprintf("would be more than %d ahead of the emptiest %s", t.MaxSkew, t.Topology)
 		}
 	}
 	return ""
 }
 
-// Score is 1 for the emptiest domain, falling to 0 for the fullest. Without terms,
+// Grade is 1 for the emptiest domain and less for fuller ones. Without terms,
 // siblings on the same host count a little, so copies part by themselves.
-func (Even) Score(v *policy.View, n *policy.Node, it *policy.Item) float64 {
+func (Even) Grade(v *policy.View, it *policy.Item) *policy.Grade {
 	p := it.Spec.Placement
 	if p == nil || len(p.Spread) == 0 {
-		return 1 / float64(1+siblings(n, it))
+		if len(it.Labels) == 0 {
+			return nil
+		}
+		g := v.Siblings(it)
+		return &policy.Grade{Node: func(n *policy.Node) float64 { return 1 / float64(1+g.On(n)) }}
 	}
-	sum := 0.0
+	g := v.Siblings(it)
+	share := 1 / float64(len(p.Spread))
+	sum := func(d policy.Place, host bool) float64 {
+		s := 0.0
+		for _, t := range p.Spread {
+			if l := policy.LevelOf(t.Topology); (l == policy.Host) == host {
+				least, _ := g.Range(l)
+				s += share / float64(1+g.In(d, l)-least)
+			}
+		}
+		return s
+	}
+	gr := &policy.Grade{Node: func(n *policy.Node) float64 { return sum(n.Place, true) }}
 	for _, t := range p.Spread {
-		counts, here := count(v, n, it, t.Topology)
-		least, most := here, here
-		for _, c := range counts {
-			least, most = min(least, c), max(most, c)
-		}
-		if most == least {
-			sum++
-			continue
-		}
-		sum += float64(most-here) / float64(most-least)
-	}
-	return sum / float64(len(p.Spread))
-}
-
-// count gives the number of siblings per domain, and in the node's own.
-func count(v *policy.View, n *policy.Node, it *policy.Item, level string) (map[string]int, int) {
-	counts := map[string]int{}
-	for _, m := range v.Nodes {
-		counts[m.Domain(level)] += siblings(m, it)
-	}
-	return counts, counts[n.Domain(level)]
-}
-
-func siblings(n *policy.Node, it *policy.Item) int {
-	if len(it.Labels) == 0 {
-		return 0
-	}
-	c := 0
-	for _, x := range n.Items {
-		if x.UID != it.UID && x.Ref.Tenant == it.Ref.Tenant && same(x.Labels, it.Labels) {
-			c++
+		if l := policy.LevelOf(t.Topology); l == policy.Host {
+			gr.Epoch = func() uint64 { least, _ := g.Range(policy.Host); return uint64(least) }
+		} else {
+			gr.Level = policy.Nearer(gr.Level, l)
+			gr.In = func(d policy.Place) float64 { return sum(d, false) }
 		}
 	}
-	return c
-}
-
-func same(a, b map[string]string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for k, v := range a {
-		if b[k] != v {
-			return false
-		}
-	}
-	return true
+	return gr
 }

@@ -6,6 +6,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/policy"
+	"atoll/internal/policy/policytest"
 )
 
 func item(n int, p *api.Placement) *policy.Item {
@@ -23,33 +24,32 @@ func pool() *policy.View {
 
 func TestMaxPerNode(t *testing.T) {
 	v, p := pool(), &api.Placement{MaxPerNode: 1}
-	v.Place(item(1, p), "n1")
-	if New().Admit(v, v.Node("n1"), item(2, p)) == "" || New().Admit(v, v.Node("n2"), item(2, p)) != "" {
+	v.Place(item(1, p), "n1", policy.Alloc{})
+	if policytest.Admit(New(), v, v.Node("n1"), item(2, p)) == "" || policytest.Admit(New(), v, v.Node("n2"), item(2, p)) != "" {
 		t.Fatal("maxPerNode is not kept")
-	}
-	if New().Admit(v, v.Node("n1"), item(1, p)) != "" {
-		t.Fatal("an instance counts itself")
 	}
 }
 
 func TestMaxSkew(t *testing.T) {
 	v, p := pool(), &api.Placement{Spread: []api.SpreadTerm{{Topology: "zone", MaxSkew: 1}}}
-	v.Place(item(1, p), "n1")
-	if New().Admit(v, v.Node("n2"), item(2, p)) == "" {
+	v.Place(item(1, p), "n1", policy.Alloc{})
+	if policytest.Admit(New(), v, v.Node("n2"), item(2, p)) == "" {
 		t.Fatal("zone a would be two ahead")
 	}
-	if r := New().Admit(v, v.Node("n3"), item(2, p)); r != "" {
+	if r := policytest.Admit(New(), v, v.Node("n3"), item(2, p)); r != "" {
 		t.Fatal(r)
 	}
 }
 
 func TestScorePrefersTheEmptier(t *testing.T) {
 	v, p := pool(), &api.Placement{Spread: []api.SpreadTerm{{Topology: "host"}}}
-	v.Place(item(1, p), "n1")
-	if a, b := New().Score(v, v.Node("n1"), item(2, p)), New().Score(v, v.Node("n2"), item(2, p)); a >= b {
+	v.Place(item(1, p), "n1", policy.Alloc{})
+	if a, b := policytest.Score(New(), v, v.Node("n1"), item(2, p)), policytest.Score(New(), v, v.Node("n2"), item(2, p)); a >= b {
 		t.Fatalf("%v %v", a, b)
 	}
-	if a, b := New().Score(v, v.Node("n1"), item(2, nil)), New().Score(v, v.Node("n2"), item(2, nil)); a >= b {
+	if a, b := policytest.Score(New(), v, v.Node("n1"), item(2, nil)), policytest.Score(New(), v, v.Node("n2"), item(2, nil)); a >= b {
 		t.Fatalf("without terms: %v %v", a, b)
 	}
 }
+
+func TestKeepsItsWord(t *testing.T) { policytest.Keeps(t, New()) }

@@ -1,4 +1,6 @@
-package main
+// Package builtin lists what this build has: a new driver or policy is its folder and
+// its line here.
+package builtin
 
 import (
 	"atoll/internal/driver"
@@ -15,9 +17,8 @@ import (
 	"atoll/internal/policy/spread"
 )
 
-// drivers lists what this build can run, connect and store with. A new driver is
-// its folder and its line here.
-func drivers() *driver.Registry {
+// Drivers lists what this build can run, connect and store with.
+func Drivers() *driver.Registry {
 	r := driver.NewRegistry()
 	driver.AddRuntime(r, "container", container.New)
 	driver.AddNetwork(r, "bridge", bridge.New)
@@ -25,11 +26,12 @@ func drivers() *driver.Registry {
 	return r
 }
 
-// policies is what placement decides by, cheapest and most selective filters first.
-func policies() policy.Chain {
+// Policies is what placement decides by, cheapest and most selective filters first.
+func Policies() policy.Chain {
 	return policy.Chain{
 		Filters: []policy.Filter{host.New(), resource.New(), port.New(), spread.New(), affinity.New()},
 		Scorers: []policy.Weighted{
+			{Scorer: host.New(), Weight: 1},
 			{Scorer: binpack.New(), Weight: 1},
 			{Scorer: spread.New(), Weight: 1},
 			{Scorer: affinity.New(), Weight: 1},

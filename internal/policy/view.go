@@ -1,0 +1,267 @@
+package policy
+
+import (
+	"sort"
+
+	"atoll/api"
+)
+
+// View is the pool at one moment. One goroutine owns it; during a plan it is only
+// changed by the plan, which puts everything back.
+type View struct {
+	Nodes  []*Node // sorted by name
+	byName map[string]*Node
+	spots  map[string]*spot // by instance UID
+
+	structure uint64 // grows when nodes come, go or change their domain
+	arranged  uint64 // the structure that numbers are of
+	terms     uint64 // grows when policies must be asked anew for reasons other than structure
+	changed   []int32
+	changedAt uint64 // number of the first in changed
+	quiet     int    // changes are not told while it is above 0
+
+	domains  [numLevels]int // how many
+	groups   map[string]*Group
+	byTenant map[string][]*Group
+	matching map[string][]*Group // the groups that count an item, by its key
+	avoiders map[string][]*Avoider
+	budgets  map[api.Ref]*budget
+	waiting  map[string]*Item // by UID
+	ranks    map[int64]int    // how many placed items have a priority
+}
+
+type spot struct {
+	item  *Item
+	node  *Node
+	alloc Alloc
+}
+
+// NewView is empty.
+func NewView() *View {
+	return &View{structure: 1, byName: map[string]*Node{}, spots: map[string]*spot{}, groups: map[string]*Group{}, byTenant: map[string][]*Group{},
+		matching: map[string][]*Group{}, avoiders: map[string][]*Avoider{}, budgets: map[api.Ref]*budget{}, waiting: map[string]*Item{}, ranks: map[int64]int{}}
+}
+
+// Node finds a host by name; nil when there is none.
+func (v *View) Node(name string) *Node { return v.byName[name] }
+
+// SetNode adds a host or replaces what is known of it; what is placed there stays.
+func (v *View) SetNode(o *api.Node) {
+	n := v.byName[o.Name]
+	if n == nil {
+		n = &Node{Name: o.Name, Published: map[string]int{}}
+		v.byName[o.Name] = n
+		i := sort.Search(len(v.Nodes), func(i int) bool { return v.Nodes[i].Name >= o.Name })
+		v.Nodes = append(v.Nodes, nil)
+		copy(v.Nodes[i+1:], v.Nodes[i:])
+		v.Nodes[i] = n
+		v.structure++
+	} else if s, t := n.Object.Spec, o.Spec; s.Region != t.Region || s.Zone != t.Zone || s.Rack != t.Rack {
+		v.structure++
+	}
+	n.load(o)
+	for _, it := range n.Items {
+		n.retake(it, &v.spots[it.UID].alloc)
+	}
+	v.tell(n)
+}
+
+// retake gives an item again what load forgot: the shares of devices and cells.
+func (n *Node) retake(it *Item, a *Alloc) {
+	rest := *n
+	n.take(it, a, 1)
+	n.Used, n.Guaranteed = rest.Used, rest.Guaranteed
+	for _, p := range it.Publish {
+		n.Published[p]--
+	}
+}
+
+// RemoveNode forgets a host and what was placed there.
+func (v *View) RemoveNode(name string) {
+	n := v.byName[name]
+	if n == nil {
+		return
+	}
+	for len(n.Items) > 0 {
+		v.Unplace(n.Items[len(n.Items)-1].UID)
+	}
+	delete(v.byName, name)
+	i := sort.Search(len(v.Nodes), func(i int) bool { return v.Nodes[i].Name >= name })
+	v.Nodes = append(v.Nodes[:i], v.Nodes[i+1:]...)
+	v.structure++
+}
+
+// Arrange numbers nodes and domains anew when they changed. The engine calls it
+// before it asks policies; Node.ID, Node.Place and Groups are valid then.
+func (v *View) Arrange() {
+	if v.arranged == v.structure {
+		return
+	}
+	v.arranged = v.structure
+	var numbers [numLevels]map[string]int32
+	for l := range numbers {
+		numbers[l] = map[string]int32{}
+	}
+	for i, n := range v.Nodes {
+		n.ID = i
+		n.Place[Host] = int32(i)
+		for l := Rack; l < numLevels; l++ {
+			d := n.Domain(l)
+			id, ok := numbers[l][d]
+			if !ok {
+				id = int32(len(numbers[l]))
+				numbers[l][d] = id
+			}
+			n.Place[l] = id
+		}
+	}
+	v.domains[Host] = len(v.Nodes)
+	for l := Rack; l < numLevels; l++ {
+		v.domains[l] = len(numbers[l])
+	}
+}
+
+// Domains counts the domains of a level.
+func (v *View) Domains(l Level) int { return v.domains[l] }
+
+// Where tells on which node an instance is; "" when on none.
+func (v *View) Where(uid string) string {
+	if s := v.spots[uid]; s != nil {
+		return s.node.Name
+	}
+	return ""
+}
+
+// Item finds what is placed; nil when it is not.
+func (v *View) Item(uid string) *Item {
+	if s := v.spots[uid]; s != nil {
+		return s.item
+	}
+	return nil
+}
+
+// Alloc tells what of its node a placed instance has.
+func (v *View) Alloc(uid string) Alloc {
+	if s := v.spots[uid]; s != nil {
+		return s.alloc
+	}
+	return Alloc{}
+}
+
+// Place puts an instance on a node, taking it off where it was. A node that is
+// not known (yet) gets an entry without capacity, so nothing is forgotten.
+func (v *View) Place(it *Item, node string, a Alloc) {
+	v.Unplace(it.UID)
+	if v.byName[node] == nil {
+		v.SetNode(&api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: node}}})
+	}
+	n := v.byName[node]
+	n.Items = append(n.Items, it)
+	v.spots[it.UID] = &spot{item: it, node: n, alloc: a}
+	v.count(n, it, &a, 1)
+}
+
+// Unplace takes an instance off its node. Nothing happens when it is on none.
+func (v *View) Unplace(uid string) {
+	s := v.spots[uid]
+	if s == nil {
+		return
+	}
+	delete(v.spots, uid)
+	for i, x := range s.node.Items {
+		if x == s.item {
+			s.node.Items = append(s.node.Items[:i], s.node.Items[i+1:]...)
+			break
+		}
+	}
+	v.count(s.node, s.item, &s.alloc, -1)
+}
+
+func (v *View) count(n *Node, it *Item, a *Alloc, sign int64) {
+	n.take(it, a, sign)
+	if v.ranks[it.Priority] += int(sign); v.ranks[it.Priority] == 0 {
+		delete(v.ranks, it.Priority)
+	}
+	v.countGroups(n, it, int32(sign))
+	v.tell(n)
+}
+
+// Placed counts the instances on all nodes.
+func (v *View) Placed() int { return len(v.spots) }
+
+// Lower tells whether something of lower priority is placed anywhere.
+func (v *View) Lower(priority int64) bool {
+	for p := range v.ranks {
+		if p < priority {
+			return true
+		}
+	}
+	return false
+}
+
+// Rank is how many priorities of placed items are below this one.
+func (v *View) Rank(priority int64) int {
+	below := 0
+	for p := range v.ranks {
+		if p < priority {
+			below++
+		}
+	}
+	return below
+}
+
+// Try runs fn, which may take items off the node and put them back, and restores
+// what is missing after it. None of it is told as a change: for "would it fit
+// without these?".
+func (v *View) Try(n *Node, fn func()) {
+	items := append([]*Item(nil), n.Items...)
+	spots := make([]*spot, len(items))
+	for i, it := range items {
+		spots[i] = v.spots[it.UID]
+	}
+	v.quiet++
+	fn()
+	for i, it := range items {
+		if v.spots[it.UID] == nil {
+			v.spots[it.UID] = spots[i]
+			v.count(n, it, &spots[i].alloc, 1)
+		}
+	}
+	n.Items = items
+	v.quiet--
+}
+
+// Version changes when policies must be asked anew for everything.
+func (v *View) Version() uint64 { return v.structure + v.terms }
+
+// Changes lists the nodes that changed since a position, and the position now; ok
+// is false when that is too long ago to be known. A node may be listed twice.
+func (v *View) Changes(since uint64) (nodes []int32, now uint64, ok bool) {
+	now = v.changedAt + uint64(len(v.changed))
+	if since < v.changedAt || since > now {
+		return nil, now, false
+	}
+	return v.changed[since-v.changedAt:], now, true
+}
+
+// Wait notes an instance that should run but has no node; it counts for budgets.
+func (v *View) Wait(it *Item) { v.waiting[it.UID] = it }
+
+// Unwait forgets that it waits.
+func (v *View) Unwait(uid string) { delete(v.waiting, uid) }
+
+// tell notes that a node changed.
+func (v *View) tell(n *Node) {
+	if v.quiet > 0 {
+		return
+	}
+	if v.arranged != v.structure {
+		return // whoever follows must start anew anyway
+	}
+	if len(v.changed) >= max(4*len(v.Nodes), 1024) {
+		half := len(v.changed) / 2
+		v.changed = append(v.changed[:0], v.changed[half:]...)
+		v.changedAt += uint64(half)
+	}
+	v.changed = append(v.changed, int32(n.ID))
+}

@@ -1,0 +1,53 @@
+package sched
+
+import (
+	"fmt"
+
+	"atoll/api"
+	"atoll/internal/policy"
+)
+
+// hints says what would help.
+func hints(v *policy.View, it *policy.Item, refusals []api.Refusal) []string {
+	if len(v.Nodes) == 0 {
+		return []string{"the pool has no node: start one with 'atolld up', or see 'atoll node token'"}
+	}
+	var out []string
+	for _, r := range refusals {
+		switch r.Policy {
+		case "resources":
+			out = append(out, lackHints(v, it)...)
+		case "host":
+			out = append(out, "see 'atoll get nodes -o wide' and 'atoll describe node/NAME'")
+		case "ports":
+			out = append(out, "publish on another port, or leave the host's port out")
+		}
+	}
+	return unique(out)
+}
+
+func lackHints(v *policy.View, it *policy.Item) []string {
+	var out []string
+	for i, name := range api.ResourceNames() {
+		most, size := int64(0), int64(0)
+		for _, n := range v.Nodes {
+			most, size = max(most, n.Free(i)), max(size, n.Allocatable[i])
+		}
+		if it.Request[i] > most && (name == api.CPU || name == api.Memory || name == api.Disk) {
+			out = append(out, fmt.Sprintf("at most %s=%s fits on one node now (the largest node has %s)", name, api.HumanQuantity(name, most), api.HumanQuantity(name, size)))
+		}
+	}
+	return out
+}
+
+func unique(in []string) []string {
+	seen := map[string]bool{}
+	var out []string
+	for _, s := range in {
+		if !seen[s] {
+			seen[s] = true
+			out = append(out, s)
+		}
+	}
+	return out
+}

@@ -1,0 +1,175 @@
+package sched
+
+import (
+	"slices"
+	"sort"
+
+	"atoll/api"
+	"atoll/internal/policy"
+)
+
+// eviction is what making room on every node would cost, for one kind of item. It
+// shares its life with the ranking.
+type eviction struct {
+	tree tree
+	at   uint64
+}
+
+// Preempt finds the node on which an item fits once the fewest and least important
+// items of lower priority are gone. It never takes what a disruption budget
+// protects, nor anything of the item's own or a higher priority. Call it when
+// Decide found nothing.
+func (p *Planner) Preempt(it *policy.Item) Placement {
+	pl := Placement{Item: it, Decision: api.Decision{Of: len(p.View.Nodes)}}
+	if !p.View.Lower(it.Priority) {
+		return pl
+	}
+	r := p.ranking(it)
+	r.followEvictions(it)
+	t, by := &r.evict.tree, p.toss(it)
+	for len(t.nodes) > 0 && t.val[1] != none {
+		leaf := t.top(by)
+		n := p.View.Nodes[t.nodes[leaf]]
+		victims, ok := r.victims(n, it)
+		if cost := -price(p.View, victims); !ok || cost < t.val[1] {
+			// What surrounds the node has changed since: a whole domain, or a budget.
+			if !ok {
+				cost = none
+			}
+			t.set(leaf, cost)
+			continue
+		}
+		pl.Node, pl.Victims, pl.Decision.Chosen = n.Name, victims, n.Name
+		p.View.Try(n, func() {
+			for _, x := range victims {
+				p.View.Unplace(x.UID)
+			}
+			pl.Alloc = p.Chain.Pick(n, it)
+			if !p.Terse {
+				pl.Decision.Nodes = []api.NodeVerdict{r.verdict(n.ID)}
+			}
+		})
+		break
+	}
+	if !p.Terse {
+		pl.Decision.Refusals = r.refusals(pl.Node == "")
+	}
+	return pl
+}
+
+func (r *ranking) followEvictions(it *policy.Item) {
+	if r.evict == nil {
+		e := &eviction{}
+		for id := range r.view.Nodes {
+			e.tree.nodes = append(e.tree.nodes, int32(id))
+		}
+		e.tree.size()
+		r.evict = e
+		for id := range r.view.Nodes {
+			e.tree.val[e.tree.base+id] = r.evictionWorth(id, it)
+		}
+		e.tree.fill()
+		e.at = r.at
+		return
+	}
+	nodes, now, ok := r.view.Changes(r.evict.at)
+	if !ok { // the ranking was brought up to date in between, this was not
+		r.evict = nil
+		r.followEvictions(it)
+		return
+	}
+	for _, id := range nodes {
+		r.evict.tree.set(int(id), r.evictionWorth(int(id), it))
+	}
+	r.evict.at = now
+}
+
+func (r *ranking) evictionWorth(id int, it *policy.Item) float64 {
+	victims, ok := r.victims(r.view.Nodes[id], it)
+	if !ok {
+		return none
+	}
+	return -price(r.view, victims)
+}
+
+// victims finds what has to go from a node; ok is false when that would not help.
+func (r *ranking) victims(n *policy.Node, it *policy.Item) (out []*policy.Item, ok bool) {
+	lower := r.evictable(n, it)
+	if len(lower) == 0 {
+		return nil, false
+	}
+	v := r.view
+	fits := func() bool {
+		if _, why := r.refusal(n); why != "" {
+			return false
+		}
+		_, why := r.domainRefusal(n.Place)
+		return why == ""
+	}
+	allocs := make([]policy.Alloc, len(lower))
+	v.Try(n, func() {
+		for i, x := range lower {
+			allocs[i] = v.Alloc(x.UID)
+			v.Unplace(x.UID)
+		}
+		if ok = fits(); !ok {
+			return
+		}
+		// The most important ones come back first, as far as there is room.
+		for i := len(lower) - 1; i >= 0; i-- {
+			v.Place(lower[i], n.Name, allocs[i])
+			if !fits() {
+				v.Unplace(lower[i].UID)
+				out = append(out, lower[i])
+			}
+		}
+	})
+	return out, ok && len(out) > 0
+}
+
+// evictable lists the items of a node that may be taken away, least important first.
+func (r *ranking) evictable(n *policy.Node, it *policy.Item) []*policy.Item {
+	var lower []*policy.Item
+	for _, x := range n.Items {
+		if x.Priority < it.Priority {
+			lower = append(lower, x)
+		}
+	}
+	sort.SliceStable(lower, func(i, j int) bool {
+		if lower[i].Priority != lower[j].Priority {
+			return lower[i].Priority < lower[j].Priority
+		}
+		return weight(r.view, n, lower[i]) > weight(r.view, n, lower[j]) // one large one rather than many small ones
+	})
+	spent := map[api.Ref]int{}
+	return slices.DeleteFunc(lower, func(x *policy.Item) bool {
+		spare, by, bounded := r.view.Spare(x)
+		if !bounded {
+			return false
+		}
+		spent[by]++
+		return spent[by] > spare
+	})
+}
+
+// weight is the largest part of a node that an item has.
+func weight(_ *policy.View, n *policy.Node, x *policy.Item) float64 {
+	most := 0.0
+	for i, v := range x.Request {
+		if v > 0 && n.Allocatable[i] > 0 {
+			most = max(most, float64(v)/float64(n.Allocatable[i]))
+		}
+	}
+	return most
+}
+
+// price orders sets of victims: first by the highest priority among them, then by
+// how many they are, then by how much they have.
+func price(v *policy.View, victims []*policy.Item) float64 {
+	top, size := 0, 0.0
+	for _, x := range victims {
+		top = max(top, v.Rank(x.Priority))
+		size += weight(v, v.Node(v.Where(x.UID)), x)
+	}
+	return float64(top)*1e9 + float64(len(victims))*1e4 + size
+}
