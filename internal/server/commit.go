@@ -8,6 +8,7 @@ import (
 	"atoll/api"
 	"atoll/internal/auth"
 	"atoll/internal/errs"
+	"atoll/internal/server/name"
 	"atoll/internal/store"
 )
 
@@ -308,7 +309,7 @@ func (p *specPlan) mayTouch(verb api.Verb, ref api.Ref) error {
 }
 
 func (p *specPlan) putNew(next api.Object) error {
-	if err := p.prepareCreate(next, nameSeed{}); err != nil {
+	if err := p.prepareCreate(next, name.Seed{}); err != nil {
 		return err
 	}
 	secret := takeSecret(next)

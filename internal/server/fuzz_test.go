@@ -67,19 +67,3 @@ func FuzzQuery(f *testing.F) {
 		}
 	})
 }
-
-func FuzzPatch(f *testing.F) {
-	for _, s := range []string{`{"a":null}`, `{"metadata":{"labels":{"a":null}}}`, `{"spec":[]}`, `{"spec":{"env":null}}`, `1`, `{"kind":"Tenant"}`} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		p, err := parsePatch([]byte(s))
-		if err != nil {
-			return
-		}
-		b, err := applyPatch(instance("acme", "a"), p)
-		if err == nil && !json.Valid(b) {
-			t.Fatalf("%s", b)
-		}
-	})
-}

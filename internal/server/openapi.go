@@ -7,16 +7,16 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/server/schema"
 )
 
 // The OpenAPI 3.1 document is made from the table of routes and the definitions of
 // the kinds, so it cannot say anything else than what the server does.
 
-type obj = map[string]any
+type obj = schema.Object
 
 func (s *Server) document() ([]byte, error) {
 	paths := obj{}
@@ -72,7 +72,7 @@ func operation(rt *Route) obj {
 	if rt.Body != "" {
 		media := obj{}
 		if rt.Schema != "" {
-			media["schema"] = ref(rt.Schema)
+			media["schema"] = schema.Ref(rt.Schema)
 		} else {
 			media["schema"] = obj{"type": "string", "format": "binary"}
 		}
@@ -173,9 +173,9 @@ func responses(rt *Route) obj {
 	case rt.Socket:
 		good["description"] = "a WebSocket; each binary message is one byte channel (0 input, 1 output, 2 errors, 3 size, 4 signal, 5 exit, 6 progress) and its payload"
 	case rt.Result != "":
-		content := obj{rt.Answer: obj{"schema": ref(rt.Result)}}
+		content := obj{rt.Answer: obj{"schema": schema.Ref(rt.Result)}}
 		if slices.ContainsFunc(rt.Query, func(p Param) bool { return p.Name == "watch" }) {
-			content[typeLines] = obj{"schema": ref("WatchLine")}
+			content[typeLines] = obj{"schema": schema.Ref("WatchLine")}
 		}
 		good["content"] = content
 	case rt.Answer != "":
@@ -186,7 +186,7 @@ func responses(rt *Route) obj {
 		out["200"] = obj{"description": "plain text, for a request that is no WebSocket", "content": obj{rt.Answer: obj{"schema": obj{"type": "string"}}}}
 	}
 	if rt.Method == "DELETE" {
-		out["202"] = obj{"description": "marked; it goes when all is cleaned up", "content": obj{rt.Answer: obj{"schema": ref(rt.Result)}}}
+		out["202"] = obj{"description": "marked; it goes when all is cleaned up", "content": obj{rt.Answer: obj{"schema": schema.Ref(rt.Result)}}}
 	}
 	add := func(kinds ...errs.Kind) {
 		for _, k := range kinds {
@@ -219,7 +219,7 @@ func responses(rt *Route) obj {
 }
 
 func problemResponses() obj {
-	content := obj{typeProblem: obj{"schema": ref("Problem")}}
+	content := obj{typeProblem: obj{"schema": schema.Ref("Problem")}}
 	out := obj{"Problem": obj{"description": "an error", "content": content}}
 	for _, k := range errKinds() {
 		out[string(k)] = obj{"description": k.Title(), "content": content}
@@ -232,24 +232,22 @@ func errKinds() []errs.Kind {
 		errs.NoCapacity, errs.Unsupported, errs.Unavailable, errs.Timeout, errs.Compacted, errs.Internal}
 }
 
-func ref(schema string) obj { return obj{"$ref": "#/components/schemas/" + schema} }
-
 func (s *Server) schemas() (obj, error) {
 	out := obj{
 		"Quantity":    obj{"type": "string", "description": "an amount: 500m, 2, 512Mi, 10G", "pattern": `^[0-9.]+(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$`},
-		"Problem":     fromGo(reflect.TypeFor[Problem]()),
-		"Version":     fromGo(reflect.TypeFor[Version]()),
-		"WhoAmI":      fromGo(reflect.TypeFor[WhoAmI]()),
-		"Commit":      fromGo(reflect.TypeFor[CommitRequest]()),
-		"Committed":   fromGo(reflect.TypeFor[Committed]()),
-		"UsageReport": fromGo(reflect.TypeFor[api.UsageReport]()),
-		"List":        listSchema(obj{"type": "object", "description": "an object of any kind"}),
+		"Problem":     schema.FromGo(reflect.TypeFor[Problem]()),
+		"Version":     schema.FromGo(reflect.TypeFor[Version]()),
+		"WhoAmI":      schema.FromGo(reflect.TypeFor[WhoAmI]()),
+		"Commit":      schema.FromGo(reflect.TypeFor[CommitRequest]()),
+		"Committed":   schema.FromGo(reflect.TypeFor[Committed]()),
+		"UsageReport": schema.FromGo(reflect.TypeFor[api.UsageReport]()),
+		"List":        schema.List(obj{"type": "object", "description": "an object of any kind"}),
 		"WatchLine": obj{"type": "object", "required": []string{"type", "revision"}, "properties": obj{
 			"type":     obj{"type": "string", "enum": []string{"put", "delete", "ping", "error"}},
 			"revision": obj{"type": "integer", "description": "where to go on with rev"},
 			"more":     obj{"type": "boolean", "description": "other changes of the same commit follow"},
 			"object":   obj{"type": "object", "description": "as it is now, or was before the deletion"},
-			"error":    ref("Problem"),
+			"error":    schema.Ref("Problem"),
 		}},
 	}
 	for _, d := range api.Definitions() {
@@ -257,93 +255,8 @@ func (s *Server) schemas() (obj, error) {
 		if err != nil {
 			return nil, err
 		}
-		out[string(d.Kind)] = schemaOf(*doc)
-		out[string(d.Kind)+"List"] = listSchema(ref(string(d.Kind)))
+		out[string(d.Kind)] = schema.Of(*doc)
+		out[string(d.Kind)+"List"] = schema.List(schema.Ref(string(d.Kind)))
 	}
 	return out, nil
-}
-
-func listSchema(item obj) obj {
-	return obj{"type": "object", "required": []string{"kind", "revision", "items"}, "properties": obj{
-		"kind": obj{"type": "string"}, "revision": obj{"type": "integer", "description": "what the list is true at; watch from here"},
-		"items": obj{"type": "array", "items": item}, "after": obj{"type": "string", "description": "where the next page starts; missing at the end"}}}
-}
-
-// schemaOf makes a schema of the documentation of a field.
-func schemaOf(d api.FieldDoc) obj {
-	out := typeSchema(d.Type, d.Children)
-	if d.Doc != "" {
-		out["description"] = d.Doc
-	}
-	if d.Example != "" {
-		out["examples"] = []string{d.Example}
-	}
-	if d.Default != "" {
-		out["x-default"] = d.Default // in words: the server does not write it into the spec
-	}
-	if len(d.Enum) > 0 && out["type"] == "string" {
-		out["enum"] = append(slices.Clone(d.Enum), "")
-	}
-	return out
-}
-
-func typeSchema(t string, children []api.FieldDoc) obj {
-	if of, ok := strings.CutPrefix(t, "list of "); ok {
-		return obj{"type": "array", "items": typeSchema(of, children)}
-	}
-	if of, ok := strings.CutPrefix(t, "map of "); ok {
-		return obj{"type": "object", "additionalProperties": typeSchema(of, children)}
-	}
-	switch t {
-	case "duration":
-		return obj{"type": "string", "format": "go-duration"}
-	case "time":
-		return obj{"type": "string", "format": "date-time"}
-	case "quantity":
-		return obj{"$ref": "#/components/schemas/Quantity"}
-	case "object", "resources":
-		props := obj{}
-		for _, c := range children {
-			props[c.Name] = schemaOf(c)
-		}
-		return obj{"type": "object", "properties": props, "additionalProperties": false}
-	}
-	return obj{"type": t}
-}
-
-// fromGo makes a schema of a Go type by its JSON tags, for answers that are no kind.
-func fromGo(t reflect.Type) obj {
-	switch {
-	case t == reflect.TypeFor[time.Time]():
-		return obj{"type": "string", "format": "date-time"}
-	case t == reflect.TypeFor[json.RawMessage]():
-		return obj{"type": "object"}
-	case t == reflect.TypeFor[api.Resources]():
-		return obj{"type": "object", "additionalProperties": ref("Quantity")}
-	}
-	switch t.Kind() {
-	case reflect.Pointer:
-		return fromGo(t.Elem())
-	case reflect.String:
-		return obj{"type": "string"}
-	case reflect.Bool:
-		return obj{"type": "boolean"}
-	case reflect.Int, reflect.Int32, reflect.Int64, reflect.Uint32:
-		return obj{"type": "integer"}
-	case reflect.Float64:
-		return obj{"type": "number"}
-	case reflect.Slice:
-		return obj{"type": "array", "items": fromGo(t.Elem())}
-	case reflect.Struct:
-		props := obj{}
-		for i := range t.NumField() {
-			f := t.Field(i)
-			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-			if f.IsExported() && name != "" && name != "-" {
-				props[name] = fromGo(f.Type)
-			}
-		}
-		return obj{"type": "object", "properties": props}
-	}
-	return obj{}
 }

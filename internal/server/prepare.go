@@ -11,6 +11,7 @@ import (
 	"atoll/api"
 	"atoll/internal/auth"
 	"atoll/internal/errs"
+	"atoll/internal/server/name"
 )
 
 func (s *Server) now() time.Time { return s.Clock.Now().UTC().Round(time.Millisecond) }
@@ -18,7 +19,7 @@ func (s *Server) now() time.Time { return s.Clock.Now().UTC().Round(time.Millise
 // prepareCreate makes of what a caller sent what is stored: rights are checked, and
 // what only the server says is set. Whatever the caller sent for that is ignored,
 // so that an object that was read can be sent back.
-func (c *call) prepareCreate(o api.Object, seed nameSeed) error {
+func (c *call) prepareCreate(o api.Object, seed name.Seed) error {
 	d, _ := api.Lookup(string(o.ObjectKind()))
 	m := o.Metadata()
 	if d.ReadOnly {
@@ -28,7 +29,7 @@ func (c *call) prepareCreate(o api.Object, seed nameSeed) error {
 		return errs.InvalidFields(d.Singular()+" "+m.Name, []errs.Field{{Field: "metadata.tenant", Rule: "must name the tenant it belongs to (or ?tenant= in the URL)", Example: "acme"}})
 	}
 	if i, ok := o.(*api.Instance); ok && m.Name == "" {
-		i.Name = c.inventName(seed, i.Tenant)
+		i.Name = name.Invent(c.Rand, seed, i.Tenant)
 	}
 	if err := c.Auth.Authorize(c.id, api.VerbCreate, d.Kind, auth.ScopeOf(api.VerbCreate, o)); err != nil {
 		return err

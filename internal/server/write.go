@@ -12,6 +12,8 @@ import (
 	"atoll/api"
 	"atoll/internal/auth"
 	"atoll/internal/errs"
+	"atoll/internal/server/name"
+	"atoll/internal/server/patch"
 	"atoll/internal/store"
 )
 
@@ -126,7 +128,7 @@ func (c *call) createOnce(b []byte, keyHash, bodyHash string) (api.Object, error
 	named := o.Metadata().Name != ""
 	for try := 0; ; try++ {
 		n := api.Clone(o)
-		if err := c.prepareCreate(n, nameSeed{key: keyHash, try: try}); err != nil {
+		if err := c.prepareCreate(n, name.Seed{Key: keyHash, Try: try}); err != nil {
 			return nil, err
 		}
 		if keyHash != "" {
@@ -193,7 +195,7 @@ func (c *call) patch() error {
 	if err != nil {
 		return err
 	}
-	patch, err := parsePatch(b)
+	asked, err := patch.Parse(b)
 	if err != nil {
 		return err
 	}
@@ -202,7 +204,7 @@ func (c *call) patch() error {
 		return err
 	}
 	return c.update(ref, rev, func(old api.Object) (api.Object, error) {
-		merged, err := applyPatch(shown(old), patch)
+		merged, err := patch.Apply(shown(old), asked)
 		if err != nil {
 			return nil, err
 		}

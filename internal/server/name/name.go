@@ -1,4 +1,8 @@
-package server
+// Package name invents names for objects that were given none.
+//
+// It starts no goroutine. It must never be relied on for a name to be free: who uses it
+// tries again.
+package name
 
 import (
 	"crypto/sha256"
@@ -7,26 +11,26 @@ import (
 	"strconv"
 )
 
-// nameSeed makes invented names repeatable: the same Idempotency-Key invents the
+// Seed makes invented names repeatable: the same Idempotency-Key invents the
 // same name, so that a repeated create meets what the first one made.
-type nameSeed struct {
-	key string
-	try int
+type Seed struct {
+	Key string
+	Try int
 }
 
-// inventName is an adjective and a noun; with growing tries also a number.
-func (s *Server) inventName(seed nameSeed, tenant string) string {
+// Invent is an adjective and a noun; with growing tries also a number.
+func Invent(rand io.Reader, seed Seed, tenant string) string {
 	var b [16]byte
-	if seed.key != "" {
-		h := sha256.Sum256([]byte(seed.key + "\x00" + tenant + "\x00" + strconv.Itoa(seed.try)))
+	if seed.Key != "" {
+		h := sha256.Sum256([]byte(seed.Key + "\x00" + tenant + "\x00" + strconv.Itoa(seed.Try)))
 		copy(b[:], h[:])
-	} else if _, err := io.ReadFull(s.Rand, b[:]); err != nil {
+	} else if _, err := io.ReadFull(rand, b[:]); err != nil {
 		return "instance"
 	}
 	n := binary.LittleEndian.Uint64(b[:8])
 	adj, noun := adjectives(), nouns()
 	name := adj[n%uint64(len(adj))] + "-" + noun[(n>>20)%uint64(len(noun))]
-	if seed.try > 2 {
+	if seed.Try > 2 {
 		name += "-" + strconv.FormatUint(binary.LittleEndian.Uint64(b[8:])%10000, 10)
 	}
 	return name

@@ -1,4 +1,8 @@
-package server
+// Package patch is the JSON merge patch of RFC 7396, applied to objects.
+//
+// It starts no goroutine and does no I/O. A patch is hostile: it must never end in more
+// than the object's own decoder lets through, which reads what Apply gives.
+package patch
 
 import (
 	"bytes"
@@ -8,7 +12,8 @@ import (
 	"atoll/internal/errs"
 )
 
-func parsePatch(b []byte) (map[string]any, error) {
+// Parse reads a merge patch.
+func Parse(b []byte) (map[string]any, error) {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.UseNumber()
 	var p map[string]any
@@ -21,8 +26,8 @@ func parsePatch(b []byte) (map[string]any, error) {
 	return p, nil
 }
 
-// applyPatch changes an object by a merge patch (RFC 7396) and gives its JSON.
-func applyPatch(o api.Object, patch map[string]any) ([]byte, error) {
+// Apply changes an object by a merge patch (RFC 7396) and gives its JSON.
+func Apply(o api.Object, patch map[string]any) ([]byte, error) {
 	b, err := api.Encode(o)
 	if err != nil {
 		return nil, errs.New(errs.Internal, "encode %s: %w", api.RefOf(o), err)
