@@ -9,7 +9,7 @@ f=$(git ls-files '*.go' | xargs -r gofmt -l)
 [ -z "$f" ] && say gofmt ok || { say gofmt "FAILED: gofmt -w $f"; bad=1; }
 run vet go vet ./...
 run staticcheck go tool staticcheck ./...
-run floors go test ./test -run 'TestFloors|TestDoors|TestBinaries|TestFiles|TestNoHidden|TestTheTable|TestLint'
+run floors go test ./test -run 'TestFloors|TestDoors|TestBinaries|TestFiles|TestPackages|TestNoHidden|TestTheTable|TestLint'
 run modules go mod verify
 if [ -n "$(git ls-files 'zz_*' '**/zz_*')" ]; then
   go generate ./... && git diff --exit-code -- '*zz_*' >/dev/null && say generated ok || { say generated "FAILED: go generate ./... and commit"; bad=1; }
