@@ -24,8 +24,9 @@ type Filter interface {
 type Check struct {
 	Node func(n *Node) string
 	// Short is how far a refused node is from admitting, in 0..1 of what is asked, and
-	// the same in words, for "closest: isle2, 512Mi short". Optional.
-	Short func(n *Node) (float64, string)
+	// Tell says it in words, for "closest: isle2: memory 512Mi free of 8Gi". Optional.
+	Short func(n *Node) float64
+	Tell  func(n *Node) string
 	// In judges a whole domain of Level. Optional.
 	In    func(p Place) string
 	Level Level

@@ -15,16 +15,12 @@ type eviction struct {
 	at   uint64
 }
 
-// Preempt finds the node on which an item fits once the fewest and least important
-// items of lower priority are gone. It never takes what a disruption budget
-// protects, nor anything of the item's own or a higher priority. Call it when
-// Decide found nothing.
-func (p *Planner) Preempt(it *policy.Item) Placement {
+// preempt is the second half of DecideOrPreempt.
+func (p *Planner) preempt(r *ranking, it *policy.Item) Placement {
 	pl := Placement{Item: it, Decision: api.Decision{Of: len(p.View.Nodes)}}
 	if !p.View.Lower(it.Priority) {
 		return pl
 	}
-	r := p.ranking(it)
 	r.followEvictions(it)
 	t, by := &r.evict.tree, p.toss(it)
 	for len(t.nodes) > 0 && t.val[1] != none {
@@ -52,7 +48,7 @@ func (p *Planner) Preempt(it *policy.Item) Placement {
 		break
 	}
 	if !p.Terse {
-		pl.Decision.Refusals = r.refusals(pl.Node == "")
+		pl.Decision.Refusals = r.refusals(false)
 	}
 	return pl
 }
@@ -130,7 +126,7 @@ func (r *ranking) victims(n *policy.Node, it *policy.Item) (out []*policy.Item, 
 // evictable lists the items of a node that may be taken away, least important first.
 func (r *ranking) evictable(n *policy.Node, it *policy.Item) []*policy.Item {
 	var lower []*policy.Item
-	for _, x := range n.Items {
+	for _, x := range slices.Backward(n.Items) { // among equals the newest goes
 		if x.Priority < it.Priority {
 			lower = append(lower, x)
 		}
@@ -139,7 +135,7 @@ func (r *ranking) evictable(n *policy.Node, it *policy.Item) []*policy.Item {
 		if lower[i].Priority != lower[j].Priority {
 			return lower[i].Priority < lower[j].Priority
 		}
-		return weight(r.view, n, lower[i]) > weight(r.view, n, lower[j]) // one large one rather than many small ones
+		return weight(n, lower[i]) > weight(n, lower[j]) // one large one rather than many small ones
 	})
 	spent := map[api.Ref]int{}
 	return slices.DeleteFunc(lower, func(x *policy.Item) bool {
@@ -153,7 +149,7 @@ func (r *ranking) evictable(n *policy.Node, it *policy.Item) []*policy.Item {
 }
 
 // weight is the largest part of a node that an item has.
-func weight(_ *policy.View, n *policy.Node, x *policy.Item) float64 {
+func weight(n *policy.Node, x *policy.Item) float64 {
 	most := 0.0
 	for i, v := range x.Request {
 		if v > 0 && n.Allocatable[i] > 0 {
@@ -169,7 +165,7 @@ func price(v *policy.View, victims []*policy.Item) float64 {
 	top, size := 0, 0.0
 	for _, x := range victims {
 		top = max(top, v.Rank(x.Priority))
-		size += weight(v, v.Node(v.Where(x.UID)), x)
+		size += weight(v.Node(v.Where(x.UID)), x)
 	}
 	return float64(top)*1e9 + float64(len(victims))*1e4 + size
 }

@@ -351,19 +351,18 @@ func (r *ranking) refusals(closest bool) []api.Refusal {
 
 // closest names the node that is nearest to admitting among those with a reason.
 func (r *ranking) closest(reason int32) string {
-	short, best := 2.0, ""
+	c := r.checks[r.reasons[reason-1].check]
+	short, best := 2.0, -1
 	for id, i := range r.reason {
 		if i != reason {
 			continue
 		}
-		n := r.view.Nodes[id]
-		measure := r.checks[r.reasons[i-1].check].Short
-		if measure == nil {
-			return n.Name
+		if c.Short == nil {
+			return r.view.Nodes[id].Name
 		}
-		if s, text := measure(n); s < short {
-			short, best = s, n.Name+": "+text
+		if s := c.Short(r.view.Nodes[id]); s < short {
+			short, best = s, id
 		}
 	}
-	return best
+	return r.view.Nodes[best].Name + ": " + c.Tell(r.view.Nodes[best])
 }

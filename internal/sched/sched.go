@@ -109,22 +109,41 @@ func (p *Planner) undo(plan []Placement) {
 // Decide finds the best node for an item, which must not be in the view.
 func (p *Planner) Decide(it *policy.Item) Placement {
 	r := p.ranking(it)
-	pl := Placement{Item: it, Decision: api.Decision{Of: len(p.View.Nodes)}}
-	best := r.best(p.toss(it))
-	if best.node >= 0 {
-		n := p.View.Nodes[best.node]
-		pl.Node, pl.Decision.Chosen = n.Name, n.Name
-		pl.Alloc = p.Chain.Pick(n, it)
+	if best := r.best(p.toss(it)); best.node >= 0 {
+		return p.chosen(r, it, best)
 	}
-	if p.Terse && pl.Node != "" {
+	return p.refused(r, it)
+}
+
+// DecideOrPreempt finds the best node, or the one on which it fits once the fewest
+// and least important items of lower priority are gone (Victims). It never takes
+// what a disruption budget protects, nor anything of the item's own or a higher
+// priority.
+func (p *Planner) DecideOrPreempt(it *policy.Item) Placement {
+	r := p.ranking(it)
+	if best := r.best(p.toss(it)); best.node >= 0 {
+		return p.chosen(r, it, best)
+	}
+	if pl := p.preempt(r, it); pl.Node != "" {
 		return pl
 	}
-	pl.Decision.Nodes = r.verdicts(best, p.toss(it))
-	pl.Decision.Refusals = r.refusals(pl.Node == "")
-	if pl.Node == "" {
-		pl.Decision.Hints = hints(p.View, it, pl.Decision.Refusals)
+	return p.refused(r, it)
+}
+
+func (p *Planner) chosen(r *ranking, it *policy.Item, best pick) Placement {
+	n := p.View.Nodes[best.node]
+	pl := Placement{Item: it, Node: n.Name, Alloc: p.Chain.Pick(n, it), Decision: api.Decision{Of: len(p.View.Nodes), Chosen: n.Name}}
+	if !p.Terse {
+		pl.Decision.Nodes = r.verdicts(best, p.toss(it))
+		pl.Decision.Refusals = r.refusals(false)
 	}
 	return pl
+}
+
+func (p *Planner) refused(r *ranking, it *policy.Item) Placement {
+	d := api.Decision{Of: len(p.View.Nodes), Nodes: r.verdicts(pick{node: -1}, p.toss(it)), Refusals: r.refusals(true)}
+	d.Hints = hints(p.View, it, d.Refusals)
+	return Placement{Item: it, Decision: d}
 }
 
 // toss tells equal nodes apart.

@@ -25,9 +25,10 @@ func (fits) Check(_ *policy.View, it *policy.Item) *policy.Check {
 			}
 			return ""
 		},
-		Short: func(n *policy.Node) (float64, string) {
-			return float64(it.Request[0]-n.Allocatable[0]+n.Used[0]) / float64(it.Request[0]), fmt.Sprint(n.Allocatable[0] - n.Used[0])
+		Short: func(n *policy.Node) float64 {
+			return float64(it.Request[0]-n.Allocatable[0]+n.Used[0]) / float64(it.Request[0])
 		},
+		Tell: func(n *policy.Node) string { return fmt.Sprint(n.Allocatable[0] - n.Used[0]) },
 	}
 }
 

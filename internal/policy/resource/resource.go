@@ -45,7 +45,11 @@ func (f *Fit) Check(_ *policy.View, it *policy.Item) *policy.Check {
 			}
 			return f.reason(lack)
 		},
-		Short: func(n *policy.Node) (float64, string) { return f.short(n, it, asked) },
+		Short: func(n *policy.Node) float64 { s, _ := shortest(n, it, asked); return s },
+		Tell: func(n *policy.Node) string {
+			_, i := shortest(n, it, asked)
+			return fmt.Sprintf("%s %s free of %s", word(f.names[i]), api.HumanQuantity(f.names[i], max(free(n, it, i), 0)), api.HumanQuantity(f.names[i], n.Allocatable[i]))
+		},
 	}
 }
 
@@ -83,15 +87,13 @@ func word(r api.Resource) string {
 	return string(r)
 }
 
-// short names the dimension that is furthest from fitting.
-func (f *Fit) short(n *policy.Node, it *policy.Item, asked []int) (float64, string) {
-	worst, text := 0.0, ""
+// shortest is the dimension that is furthest from fitting, and by what part of what is asked.
+func shortest(n *policy.Node, it *policy.Item, asked []int) (worst float64, dim int) {
 	for _, i := range asked {
 		want, have := it.Request[i], max(free(n, it, i), 0)
 		if s := float64(want-have) / float64(want); s > worst {
-			worst = s
-			text = fmt.Sprintf("%s %s free of %s", word(f.names[i]), api.HumanQuantity(f.names[i], have), api.HumanQuantity(f.names[i], n.Allocatable[i]))
+			worst, dim = s, i
 		}
 	}
-	return worst, text
+	return worst, dim
 }

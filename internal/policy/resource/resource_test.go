@@ -30,8 +30,8 @@ func TestAdmitAndShort(t *testing.T) {
 			t.Errorf("%v: got %q, want %q", c.req, got, c.want)
 		}
 	}
-	s, text := New().Check(v, place("b", api.Resources{api.CPU: 1000})).Short(v.Nodes[0])
-	if s != 0.5 || text != "CPU 500m free of 2" {
+	c := New().Check(v, place("b", api.Resources{api.CPU: 1000}))
+	if s, text := c.Short(v.Nodes[0]), c.Tell(v.Nodes[0]); s != 0.5 || text != "CPU 500m free of 2" {
 		t.Errorf("short by %v, %q", s, text)
 	}
 	v.Place(place("c", nil), "n", policy.Alloc{})
