@@ -6,14 +6,11 @@ package archive
 
 import (
 	"archive/tar"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 
 	"atoll/internal/errs"
@@ -74,7 +71,7 @@ func (sp *Spool) read(r io.Reader) error {
 			if err := sp.room(h.Size); err != nil {
 				return err
 			}
-			if err := sp.put(name, n, tr); err != nil {
+			if err := sp.put(name, tr); err != nil {
 				return err
 			}
 		case tar.TypeSymlink:
@@ -85,21 +82,19 @@ func (sp *Spool) read(r io.Reader) error {
 	}
 }
 
-func (sp *Spool) put(name string, n int, r io.Reader) error {
-	p := filepath.Join(sp.dir, fmt.Sprint(n))
-	f, err := os.OpenFile(p, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+func (sp *Spool) put(name string, r io.Reader) error {
+	w, err := disk.New(sp.dir)
 	if err != nil {
-		return fmt.Errorf("image store: %w", disk.NoSpace(err))
+		return err
 	}
-	h := sha256.New()
-	size, err := io.Copy(io.MultiWriter(f, h), r)
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	_, err = io.Copy(w, r)
+	if cerr := w.File.Close(); err == nil {
+		err = disk.NoSpace(cerr)
 	}
 	if err != nil {
-		return layer.BadTar(disk.NoSpace(err))
+		return layer.BadTar(err)
 	}
-	sp.members[name] = Member{p, "sha256:" + hex.EncodeToString(h.Sum(nil)), size}
+	sp.members[name] = Member{w.File.Name(), w.Digest(), w.N}
 	return nil
 }
 

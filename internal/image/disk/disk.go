@@ -23,7 +23,7 @@ import (
 type Writer struct {
 	File *os.File
 	h    hash.Hash
-	N    int64
+	N    int64 // bytes of it
 }
 
 // New writes to a new file in dir.
@@ -33,6 +33,24 @@ func New(dir string) (*Writer, error) {
 		return nil, fmt.Errorf("image store: %w", NoSpace(err))
 	}
 	return &Writer{File: f, h: sha256.New()}, nil
+}
+
+// Resume goes on with what is in a file already, which it reads.
+func Resume(f *os.File) (*Writer, error) {
+	w := &Writer{File: f, h: sha256.New()}
+	var err error
+	w.N, err = io.Copy(w.h, f)
+	return w, err
+}
+
+// Restart makes the file empty.
+func (w *Writer) Restart() error {
+	w.h.Reset()
+	w.N = 0
+	if _, err := w.File.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return w.File.Truncate(0)
 }
 
 // Write goes to the file and into the digest.

@@ -2,11 +2,8 @@ package registry
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"net/http"
 	"net/url"
@@ -22,9 +19,7 @@ import (
 
 // Transfer is a download under way.
 type Transfer struct {
-	File *os.File
-	h    hash.Hash
-	n    int64
+	*disk.Writer
 	old  bool // begun by an earlier attempt, whose last bytes may never have reached the disk
 	desc oci.Descriptor
 	tell func(api.Progress)
@@ -32,33 +27,19 @@ type Transfer struct {
 
 // Resume goes on with what f holds already.
 func Resume(f *os.File, d oci.Descriptor, tell func(api.Progress)) (*Transfer, error) {
-	p := &Transfer{File: f, h: sha256.New(), desc: d, tell: tell}
-	var err error
-	if p.n, err = io.Copy(p.h, f); err == nil && p.n > d.Size {
+	w, err := disk.Resume(f)
+	p := &Transfer{Writer: w, desc: d, tell: tell}
+	if err == nil && p.N > d.Size {
 		err = p.restart()
 	}
-	p.old = p.n > 0
+	p.old = p.N > 0
 	return p, err
 }
 
 func (p *Transfer) restart() error {
-	p.h.Reset()
-	p.n, p.old = 0, false
-	if _, err := p.File.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	return p.File.Truncate(0)
+	p.old = false
+	return p.Restart()
 }
-
-// Write goes to the file and into the digest.
-func (p *Transfer) Write(b []byte) (int, error) {
-	n, err := p.File.Write(b)
-	p.h.Write(b[:n])
-	p.n += int64(n)
-	return n, disk.NoSpace(err)
-}
-
-func (p *Transfer) digest() string { return "sha256:" + hex.EncodeToString(p.h.Sum(nil)) }
 
 // Download completes a transfer from the first of the places that can.
 func (c *Client) Download(ctx context.Context, from []*Source, p *Transfer) error {
@@ -119,13 +100,13 @@ func (c *Client) openers(from []*Source, d oci.Descriptor) []opener {
 // downloadFrom completes p from one place.
 func (c *Client) downloadFrom(ctx context.Context, open opener, p *Transfer) error {
 	return c.retry(ctx, func() (bool, error) {
-		before := p.n
-		if p.n < p.desc.Size || p.n == 0 {
+		before := p.N
+		if p.N < p.desc.Size || p.N == 0 {
 			if err := c.stream(ctx, open, p); err != nil {
-				return p.n > before, err
+				return p.N > before, err
 			}
 		}
-		got := p.digest()
+		got := p.Digest()
 		if got == p.desc.Digest {
 			return true, nil
 		}
@@ -148,16 +129,16 @@ func (c *Client) stream(ctx context.Context, open opener, p *Transfer) error {
 	ctx, touch, stop := c.watch(ctx)
 	defer stop()
 	phase := "pulling"
-	if p.n > 0 {
+	if p.N > 0 {
 		phase = "resuming"
 	}
-	p.tell(api.Progress{ID: id, Phase: phase, Current: p.n, Total: p.desc.Size})
-	resp, err := open(ctx, p.n)
+	p.tell(api.Progress{ID: id, Phase: phase, Current: p.N, Total: p.desc.Size})
+	resp, err := open(ctx, p.N)
 	if err != nil {
 		return c.idle(ctx, err)
 	}
 	defer resp.Body.Close()
-	if p.n > 0 && !continues(resp, p.n) {
+	if p.N > 0 && !continues(resp, p.N) {
 		if err := p.restart(); err != nil {
 			return fmt.Errorf("image store: %w", err)
 		}
@@ -165,16 +146,16 @@ func (c *Client) stream(ctx context.Context, open opener, p *Transfer) error {
 			return &transient{err: errs.New(errs.Unavailable, "registry cannot resume %s; it is fetched from the start", id)}
 		}
 	}
-	if p.n == 0 && resp.StatusCode != http.StatusOK {
+	if p.N == 0 && resp.StatusCode != http.StatusOK {
 		return errs.New(errs.Unavailable, "registry answers %d to a request for all of %s", resp.StatusCode, id)
 	}
-	told := p.n
+	told := p.N
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := resp.Body.Read(buf)
 		if n > 0 {
 			touch()
-			if p.n+int64(n) > p.desc.Size {
+			if p.N+int64(n) > p.desc.Size {
 				if err := p.restart(); err != nil {
 					return fmt.Errorf("image store: %w", err)
 				}
@@ -183,12 +164,12 @@ func (c *Client) stream(ctx context.Context, open opener, p *Transfer) error {
 			if _, werr := p.Write(buf[:n]); werr != nil {
 				return fmt.Errorf("image store: %w", werr)
 			}
-			if p.n-told >= 256<<10 {
-				told = p.n
-				p.tell(api.Progress{ID: id, Phase: "pulling", Current: p.n, Total: p.desc.Size})
+			if p.N-told >= 256<<10 {
+				told = p.N
+				p.tell(api.Progress{ID: id, Phase: "pulling", Current: p.N, Total: p.desc.Size})
 			}
 		}
-		if errors.Is(err, io.EOF) && p.n == p.desc.Size {
+		if errors.Is(err, io.EOF) && p.N == p.desc.Size {
 			return nil
 		}
 		if errors.Is(err, io.EOF) {
