@@ -2,6 +2,7 @@ package conn
 
 import (
 	"cmp"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"atoll/internal/cli/parse"
+	"atoll/internal/cli/render"
 	"atoll/internal/errs"
 )
 
@@ -96,24 +98,13 @@ func (f *File) Save(home string) error {
 
 // WritePrivate replaces a file whole, readable by its owner only.
 func WritePrivate(path string, b []byte) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(dir, ".new-*") // created 0600
-	if err != nil {
+	_, err := render.File(path, true, func(w io.Writer) error {
+		_, err := w.Write(b)
 		return err
-	}
-	_, err = tmp.Write(b)
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp.Name())
-	}
+	})
 	return err
 }
 

@@ -18,7 +18,6 @@ import (
 	"atoll/internal/cli/render"
 	"atoll/internal/cli/verb"
 	"atoll/internal/errs"
-	"atoll/internal/store"
 )
 
 type tenantOptions struct {
@@ -152,11 +151,7 @@ func (o *tenantOptions) set(ctx context.Context, c *verb.Call) error {
 }
 
 func tenantTree(ctx context.Context, c *verb.Call) error {
-	cl, err := c.Server()
-	if err != nil {
-		return err
-	}
-	list, _, err := store.List[*api.Tenant](ctx, cl, api.Selector{Kind: api.KindTenant})
+	list, err := verb.List[*api.Tenant](ctx, c, api.Selector{Kind: api.KindTenant})
 	if err != nil {
 		return err
 	}

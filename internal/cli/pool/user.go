@@ -196,11 +196,7 @@ func userRoles(ctx context.Context, c *verb.Call, o render.Output) error {
 	if err := o.Check(); err != nil {
 		return err
 	}
-	cl, err := c.Server()
-	if err != nil {
-		return err
-	}
-	list, _, err := store.List[*api.RoleBinding](ctx, cl, api.Selector{Kind: api.KindRoleBinding})
+	list, err := verb.List[*api.RoleBinding](ctx, c, api.Selector{Kind: api.KindRoleBinding})
 	if err != nil {
 		return err
 	}
@@ -228,11 +224,7 @@ func roleList(ctx context.Context, c *verb.Call, o render.Output) error {
 	if !o.Tabular() {
 		return object.ListKind(ctx, c, api.KindRole, o)
 	}
-	cl, err := c.Server()
-	if err != nil {
-		return err
-	}
-	list, _, err := store.List[*api.Role](ctx, cl, api.Selector{Kind: api.KindRole})
+	list, err := verb.List[*api.Role](ctx, c, api.Selector{Kind: api.KindRole})
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,8 @@ import (
 )
 
 // File makes a file whole or not at all: written beside its place, synced, and
-// moved there. It gives the number of bytes. A file that is there is replaced only by force.
+// moved there. It gives the number of bytes. A file that is there is replaced
+// only by force. Its owner alone may read it.
 func File(path string, force bool, write func(io.Writer) error) (int64, error) {
 	if _, err := os.Lstat(path); err == nil && !force {
 		return 0, errs.New(errs.Exists, "%s exists already", path).WithHint("choose another name, or --force")

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"atoll/api"
-	"atoll/internal/store"
 )
 
 // completeTime bounds how long a key press may take.
@@ -126,11 +125,7 @@ func CompleteImages(ctx context.Context, c *Call, _ string) []string {
 	if err != nil {
 		return nil
 	}
-	cl, err := c.Server()
-	if err != nil {
-		return nil
-	}
-	list, _, err := store.List[*api.Image](ctx, cl, api.Selector{Kind: api.KindImage, Tenant: tenant, Limit: 500})
+	list, err := List[*api.Image](ctx, c, api.Selector{Kind: api.KindImage, Tenant: tenant, Limit: 500})
 	if err != nil {
 		return nil
 	}

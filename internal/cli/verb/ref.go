@@ -179,10 +179,6 @@ func inTenant(t string) string {
 
 // Instances reads the named instances, or those a label selector chooses.
 func (c *Call) Instances(ctx context.Context, names []string, labels string) ([]*api.Instance, error) {
-	cl, err := c.Server()
-	if err != nil {
-		return nil, err
-	}
 	if labels != "" {
 		if len(names) > 0 {
 			return nil, errs.New(errs.Invalid, "names and -l exclude each other")
@@ -192,8 +188,7 @@ func (c *Call) Instances(ctx context.Context, names []string, labels string) ([]
 		if err != nil {
 			return nil, err
 		}
-		list, _, err := store.List[*api.Instance](ctx, cl, sel)
-		return list, err
+		return List[*api.Instance](ctx, c, sel)
 	}
 	var out []*api.Instance
 	for _, n := range names {
@@ -208,6 +203,16 @@ func (c *Call) Instances(ctx context.Context, names []string, labels string) ([]
 		out = append(out, o.(*api.Instance))
 	}
 	return out, nil
+}
+
+// List reads the objects of a kind that are selected.
+func List[T api.Object](ctx context.Context, c *Call, sel api.Selector) ([]T, error) {
+	cl, err := c.Server()
+	if err != nil {
+		return nil, err
+	}
+	list, _, err := store.List[T](ctx, cl, sel)
+	return list, err
 }
 
 // Docs reads the objects of files; those without a tenant get the one that is meant.
