@@ -26,8 +26,10 @@ type View struct {
 	matching map[string][]*Group // the groups that count an item, by its key
 	avoiders map[string][]*Avoider
 	budgets  map[api.Ref]*budget
-	waiting  map[string]*Item // by UID
-	ranks    map[int64]int    // how many placed items have a priority
+	waiting  map[string]*Item   // by UID
+	ranks    map[int64]int      // how many placed items have a priority
+	used     map[string]*Vector // by tenant, with those nested in it
+	capacity Vector
 }
 
 type spot struct {
@@ -39,7 +41,7 @@ type spot struct {
 // NewView is empty.
 func NewView() *View {
 	return &View{structure: 1, byName: map[string]*Node{}, spots: map[string]*spot{}, groups: map[string]*Group{}, byTenant: map[string][]*Group{},
-		matching: map[string][]*Group{}, avoiders: map[string][]*Avoider{}, budgets: map[api.Ref]*budget{}, waiting: map[string]*Item{}, ranks: map[int64]int{}}
+		matching: map[string][]*Group{}, avoiders: map[string][]*Avoider{}, budgets: map[api.Ref]*budget{}, waiting: map[string]*Item{}, ranks: map[int64]int{}, used: map[string]*Vector{}}
 }
 
 // Node finds a host by name; nil when there is none.
@@ -59,7 +61,9 @@ func (v *View) SetNode(o *api.Node) {
 	} else if s, t := n.Object.Spec, o.Spec; s.Region != t.Region || s.Zone != t.Zone || s.Rack != t.Rack {
 		v.structure++
 	}
+	v.capacity.Sub(&n.Allocatable)
 	n.load(o)
+	v.capacity.Add(&n.Allocatable)
 	for _, it := range n.Items {
 		n.retake(it, &v.spots[it.UID].alloc)
 	}
@@ -85,6 +89,7 @@ func (v *View) RemoveNode(name string) {
 	for len(n.Items) > 0 {
 		v.Unplace(n.Items[len(n.Items)-1].UID)
 	}
+	v.capacity.Sub(&n.Allocatable)
 	delete(v.byName, name)
 	i := sort.Search(len(v.Nodes), func(i int) bool { return v.Nodes[i].Name >= name })
 	v.Nodes = append(v.Nodes[:i], v.Nodes[i+1:]...)
@@ -179,12 +184,40 @@ func (v *View) Unplace(uid string) {
 
 func (v *View) count(n *Node, it *Item, a *Alloc, sign int64) {
 	n.take(it, a, sign)
+	v.countTenant(it, sign)
 	if v.ranks[it.Priority] += int(sign); v.ranks[it.Priority] == 0 {
 		delete(v.ranks, it.Priority)
 	}
 	v.countGroups(n, it, int32(sign))
 	v.tell(n)
 }
+
+// countTenant adds an item to the sums of its tenant and those around it.
+func (v *View) countTenant(it *Item, sign int64) {
+	for t := it.Ref.Tenant; t != ""; t = api.ParentTenant(t) {
+		u := v.used[t]
+		if u == nil {
+			u = new(Vector)
+			v.used[t] = u
+		}
+		if sign > 0 {
+			u.Add(&it.Request)
+		} else {
+			u.Sub(&it.Request)
+		}
+	}
+}
+
+// UsedBy is the sum of the requests of what a tenant, and those nested in it, has placed.
+func (v *View) UsedBy(tenant string) Vector {
+	if u := v.used[tenant]; u != nil {
+		return *u
+	}
+	return Vector{}
+}
+
+// Capacity is the sum of what is allocatable on all nodes.
+func (v *View) Capacity() Vector { return v.capacity }
 
 // Placed counts the instances on all nodes.
 func (v *View) Placed() int { return len(v.spots) }

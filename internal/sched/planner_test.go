@@ -12,8 +12,8 @@ import (
 	"atoll/internal/policy/affinity"
 	"atoll/internal/policy/binpack"
 	"atoll/internal/policy/host"
-	"atoll/internal/policy/port"
 	"atoll/internal/policy/policytest"
+	"atoll/internal/policy/port"
 	"atoll/internal/policy/resource"
 	"atoll/internal/policy/spread"
 )

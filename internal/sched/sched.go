@@ -130,6 +130,16 @@ func (p *Planner) DecideOrPreempt(it *policy.Item) Placement {
 	return p.refused(r, it)
 }
 
+// Fits is Decide without the reasons.
+func (p *Planner) Fits(it *policy.Item) Placement {
+	best := p.ranking(it).best(p.toss(it))
+	if best.node < 0 {
+		return Placement{Item: it}
+	}
+	n := p.View.Nodes[best.node]
+	return Placement{Item: it, Node: n.Name, Alloc: p.Chain.Pick(n, it)}
+}
+
 func (p *Planner) chosen(r *ranking, it *policy.Item, best pick) Placement {
 	n := p.View.Nodes[best.node]
 	pl := Placement{Item: it, Node: n.Name, Alloc: p.Chain.Pick(n, it), Decision: api.Decision{Of: len(p.View.Nodes), Chosen: n.Name}}
