@@ -19,14 +19,23 @@ type Assignment struct {
 
 // AssignmentSpec leaves the node no choices.
 type AssignmentSpec struct {
-	InstanceUID string    `json:"instanceUid" doc:"the instance it was made for"`
-	Node        string    `json:"node,omitempty" doc:"where it runs; empty: nowhere yet"`
-	Generation  int64     `json:"generation" doc:"grows with every move; an agent refuses an older one"`
-	Address     string    `json:"address,omitempty" doc:"address on its network" example:"10.88.0.2"`
-	Devices     []int     `json:"devices,omitempty" doc:"GPUs of the node it may use, by number"`
-	CPUs        string    `json:"cpus,omitempty" doc:"cores it alone may use" example:"4-7"`
-	Cell        *int      `json:"cell,omitempty" doc:"NUMA cell its memory comes from"`
-	Decision    *Decision `json:"decision,omitempty" doc:"why there, or why nowhere"`
+	InstanceUID string     `json:"instanceUid" doc:"the instance it was made for"`
+	Node        string     `json:"node,omitempty" doc:"where it runs; empty: nowhere yet"`
+	Generation  int64      `json:"generation" doc:"grows with every move; an agent refuses an older one"`
+	Address     string     `json:"address,omitempty" doc:"address on its network" example:"10.88.0.2"`
+	Devices     []int      `json:"devices,omitempty" doc:"GPUs of the node it may use, by number"`
+	CPUs        string     `json:"cpus,omitempty" doc:"cores it alone may use" example:"4-7"`
+	Cell        *int       `json:"cell,omitempty" doc:"NUMA cell its memory comes from"`
+	Since       *time.Time `json:"since,omitempty" doc:"waits for a node since then"`
+	Evict       *Eviction  `json:"evict,omitempty" doc:"it must leave the node; it is placed anew when it has stopped"`
+	Decision    *Decision  `json:"decision,omitempty" doc:"why there, or why nowhere"`
+}
+
+// Eviction asks the agent to stop an instance, with its usual grace, so that it can be placed anew.
+type Eviction struct {
+	At     time.Time `json:"at" doc:"since when"`
+	Reason string    `json:"reason" doc:"why" example:"makes room for acme/db of a higher priority"`
+	To     string    `json:"to,omitempty" doc:"the node it should go to, if that still fits"`
 }
 
 // Decision is the scheduler's reasoning, kept so that it can be told later.

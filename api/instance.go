@@ -154,6 +154,12 @@ const (
 	StateRemoving State = "removing"
 )
 
+// Reasons that more than one component acts on.
+const (
+	ReasonEvicted     = "Evicted"     // stopped to be placed anew; the assignment said why
+	ReasonGangTimeout = "GangTimeout" // its gang was not placed in time
+)
+
 // InstanceStatus is what the agent sees.
 type InstanceStatus struct {
 	State       State       `json:"state,omitempty" doc:"where it is in its life" enum:"pending|creating|running|stopping|stopped|failed|backoff|removing"`
@@ -239,7 +245,7 @@ func (i *Instance) StateOf() State {
 	switch {
 	case i.DeletedAt != nil:
 		return StateRemoving
-	case i.Status.State == "":
+	case i.Status.State == "" || i.Status.State == StateStopped && i.Status.Reason == ReasonEvicted:
 		return StatePending
 	}
 	return i.Status.State

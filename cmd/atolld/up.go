@@ -104,7 +104,7 @@ func runUp(ctx context.Context, args []string) error {
 		return err
 	}
 	for _, x := range cs {
-		engine.Add(x, 1)
+		engine.Add(x, control.Workers(x))
 	}
 	ca := auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
 	srv := server.New(server.Deps{Store: st, Auth: auth.New(clk, auth.Config{}), CA: ca, Hub: hub, Clock: clk, Rand: rand.Reader, Log: log,

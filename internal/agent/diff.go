@@ -74,6 +74,13 @@ func next(s situation) decision {
 	running := s.seen != nil && (s.seen.Phase == driver.PhaseRunning || s.seen.Phase == driver.PhasePrepared)
 	restart := s.in.Spec.Restarts != st.RestartsIn
 	switch {
+	case s.as.Spec.Evict != nil && running:
+		st.State, st.Reason, st.Message = api.StateStopping, api.ReasonEvicted, s.as.Spec.Evict.Reason
+		d.acts = []action{actStop}
+	case s.as.Spec.Evict != nil && hadEnded(s.in.Status):
+		// It is over; where it is placed anew, it stays over.
+	case s.as.Spec.Evict != nil && s.in.Status.State != api.StateRunning:
+		st.State, st.Reason, st.Message, st.Pid, st.NextStart, st.Healthy = api.StateStopped, api.ReasonEvicted, s.as.Spec.Evict.Reason, 0, nil, nil
 	case s.in.Spec.Stopped && running:
 		st.State, st.Reason, st.Message = api.StateStopping, reasonStopped, ""
 		d.acts = []action{actStop}
@@ -95,12 +102,17 @@ func next(s situation) decision {
 		if st.Reason != reasonUnhealthy {
 			st.Reason, st.Message = "", ""
 		}
-	case restart || st.Starts == 0 || st.Reason == reasonStopped && st.State == api.StateStopped:
+	case restart || st.Starts == 0 || st.State == api.StateStopped && (st.Reason == reasonStopped || st.Reason == api.ReasonEvicted):
 		d.acts = []action{actStart}
 	default:
 		afterEnd(s, &d)
 	}
 	return d
+}
+
+// hadEnded reports whether nothing of it will run again by itself.
+func hadEnded(st api.InstanceStatus) bool {
+	return (st.State == api.StateStopped || st.State == api.StateFailed) && st.Reason != api.ReasonEvicted
 }
 
 // leave takes an instance off this node.

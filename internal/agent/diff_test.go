@@ -55,6 +55,24 @@ func TestNext(t *testing.T) {
 		"edited":                 {func(s *situation) { ran(s, 0, t0); s.seen.Phase = driver.PhaseRunning; s.in.Generation = 2 }, []action{actApply}, api.StateRunning, ""},
 		"stop asked":             {func(s *situation) { ran(s, 0, t0); s.seen.Phase = driver.PhaseRunning; s.in.Spec.Stopped = true }, []action{actStop}, api.StateStopping, reasonStopped},
 		"restart asked":          {func(s *situation) { ran(s, 0, t0); s.seen.Phase = driver.PhaseRunning; s.in.Spec.Restarts = 1 }, []action{actStop, actStart}, api.StateRunning, ""},
+		"evicted": {func(s *situation) {
+			ran(s, 0, t0)
+			s.seen.Phase = driver.PhaseRunning
+			s.as.Spec.Evict = &api.Eviction{}
+		}, []action{actStop}, api.StateStopping, api.ReasonEvicted},
+		"eviction done": {func(s *situation) {
+			ran(s, 143, t0)
+			s.in.Status.State, s.in.Status.Reason, s.as.Spec.Evict = api.StateStopping, api.ReasonEvicted, &api.Eviction{}
+		}, nil, api.StateStopped, api.ReasonEvicted},
+		"evicted before it ran": {func(s *situation) { s.as.Spec.Evict = &api.Eviction{} }, nil, api.StateStopped, api.ReasonEvicted},
+		"evicted when over": {func(s *situation) {
+			ran(s, 7, t0)
+			s.in.Status.State, s.in.Status.Reason, s.in.Status.FinishedAt, s.as.Spec.Evict = api.StateFailed, reasonError, &now, &api.Eviction{}
+		}, nil, api.StateFailed, reasonError},
+		"placed anew after an eviction": {func(s *situation) {
+			ran(s, 0, t0)
+			s.in.Status.State, s.in.Status.Reason, s.seen = api.StateStopped, api.ReasonEvicted, nil
+		}, []action{actStart}, api.StateStopped, api.ReasonEvicted},
 		"start after stop": {func(s *situation) {
 			ran(s, 143, t0)
 			s.in.Spec.Restart = "never"

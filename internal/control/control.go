@@ -29,3 +29,11 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	}
 	return []reconcile.Controller{p, NewTidy(d)}, nil
 }
+
+// Workers is how many names a controller may be called for at once.
+func Workers(c reconcile.Controller) int {
+	if w, ok := c.(interface{ Workers() int }); ok {
+		return w.Workers()
+	}
+	return 1
+}

@@ -1,0 +1,94 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"atoll/api"
+	"atoll/internal/errs"
+)
+
+func fixedAddress(s *api.InstanceSpec) string {
+	if len(s.Networks) == 0 {
+		return ""
+	}
+	return s.Networks[0].Address
+}
+
+// addresses hands out host addresses of one IPv4 subnet. It goes round, so that an
+// address is not used again right after it was given back.
+type addresses struct {
+	prefix netip.Prefix
+	next   netip.Addr
+	byAddr map[netip.Addr]string // -> instance UID
+	byUID  map[string]netip.Addr
+}
+
+func newAddresses(subnet string) (*addresses, error) {
+	p, err := netip.ParsePrefix(subnet)
+	if err != nil || !p.Addr().Is4() || p.Bits() > 29 {
+		return nil, errs.New(errs.Invalid, "subnet %q: must be an IPv4 network of at least 8 addresses (example: 10.88.0.0/16)", subnet)
+	}
+	p = p.Masked()
+	first := p.Addr().Next().Next() // .0 is the network, .1 the gateway
+	return &addresses{prefix: p, next: first, byAddr: map[netip.Addr]string{}, byUID: map[string]netip.Addr{}}, nil
+}
+
+func (a *addresses) take(addr, uid string) {
+	ip, err := netip.ParseAddr(addr)
+	if err != nil {
+		return
+	}
+	if old, ok := a.byUID[uid]; ok && old != ip {
+		delete(a.byAddr, old)
+	}
+	a.byAddr[ip], a.byUID[uid] = uid, ip
+}
+
+func (a *addresses) free(uid string) {
+	if ip, ok := a.byUID[uid]; ok {
+		delete(a.byUID, uid)
+		delete(a.byAddr, ip)
+	}
+}
+
+// give finds an address for an instance: the one it has, the one it asks for, or the next free one.
+func (a *addresses) give(uid, fixed string) (string, error) {
+	if ip, ok := a.byUID[uid]; ok && (fixed == "" || fixed == ip.String()) {
+		return ip.String(), nil
+	}
+	if fixed != "" {
+		ip, err := netip.ParseAddr(fixed)
+		if err != nil || !a.usable(ip) {
+			return "", fmt.Errorf("address %s is not a free host address of %s", fixed, a.prefix)
+		}
+		if owner := a.byAddr[ip]; owner != "" && owner != uid {
+			return "", fmt.Errorf("address %s is in use", fixed)
+		}
+		a.take(fixed, uid)
+		return fixed, nil
+	}
+	ip := a.next
+	for range 1 << min(32-a.prefix.Bits(), 24) {
+		if !a.usable(ip) {
+			ip = a.prefix.Addr().Next().Next()
+		}
+		if a.byAddr[ip] == "" {
+			a.next = ip.Next()
+			a.take(ip.String(), uid)
+			return ip.String(), nil
+		}
+		ip = ip.Next()
+	}
+	return "", errors.New("no free address in " + a.prefix.String())
+}
+
+// usable excludes the network, the gateway, and the broadcast address.
+func (a *addresses) usable(ip netip.Addr) bool {
+	if !a.prefix.Contains(ip) || ip == a.prefix.Addr() || ip == a.prefix.Addr().Next() {
+		return false
+	}
+	return a.prefix.Contains(ip.Next()) && !strings.HasSuffix(ip.String(), ".255")
+}

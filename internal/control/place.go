@@ -1,0 +1,280 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"atoll/api"
+	"atoll/internal/errs"
+	"atoll/internal/policy"
+	"atoll/internal/reconcile"
+	"atoll/internal/sched"
+	"atoll/internal/store"
+)
+
+// proposal is a decision that is in the view, with what is committed for it.
+type proposal struct {
+	in   *api.Instance
+	item *policy.Item
+	old  *api.Assignment // nil: there is none yet
+	sched.Placement
+	address string
+}
+
+func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, a *api.Assignment) (reconcile.Result, error) {
+	if in.Spec.Stopped && a == nil {
+		return reconcile.Result{}, nil // never started: takes no room until it is
+	}
+	if in.Status.State == api.StateFailed && in.Status.Reason == api.ReasonGangTimeout && in.Status.Generation == in.Generation {
+		return reconcile.Result{}, nil // until somebody changes or restarts it
+	}
+	if gangOf(&in.Spec) != nil {
+		return p.placeGang(ctx, s, in, a)
+	}
+	pr := p.propose(in, a)
+	if len(pr.Victims) > 0 {
+		if err := p.evict(ctx, s, pr); err != nil {
+			p.mu.Lock()
+			p.view.Unplace(in.UID)
+			p.unpend(api.RefOf(in), in.UID)
+			p.mu.Unlock()
+			return reconcile.Result{}, err
+		}
+		pr.Node = "" // until they have gone
+	}
+	return p.commit(ctx, s, pr)
+}
+
+// propose decides and notes the decision in the view.
+func (p *Placement) propose(in *api.Instance, a *api.Assignment) *proposal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	start := p.clock.Now()
+	it := p.item(in)
+	pr := &proposal{in: in, item: it, old: a}
+	n := p.nominated[in.UID]
+	switch {
+	case n != nil && len(n.victims) > 0 && p.usable(n.node):
+		pr.Placement = waitingFor(it, n, p.view)
+	case n != nil && p.view.Where(in.UID) == n.node && p.usable(n.node):
+		delete(p.nominated, in.UID)
+		pr.Placement = sched.Placement{Item: it, Node: n.node, Alloc: p.view.Alloc(in.UID),
+			Decision: api.Decision{Of: len(p.view.Nodes), Chosen: n.node, Hints: []string{"room was made by moving instances of a lower priority"}}}
+	default:
+		delete(p.nominated, in.UID)
+		p.view.Unplace(in.UID)
+		if p.mayPreempt(it) {
+			pr.Placement = p.planner.DecideOrPreempt(it)
+		} else {
+			pr.Placement = p.planner.Decide(it)
+		}
+	}
+	p.addressFor(pr)
+	if pr.Node != "" {
+		p.view.Place(it, pr.Node, pr.Alloc)
+	}
+	pr.Decision.At = start
+	pr.Decision.TookUS = p.clock.Now().Sub(start).Microseconds()
+	if len(pr.Victims) > 0 {
+		n := &nomination{ref: it.Ref, node: pr.Node, victims: map[string]bool{}}
+		for _, x := range pr.Victims {
+			n.victims[x.UID] = true
+		}
+		p.nominated[in.UID] = n
+		waiting := waitingFor(it, n, p.view)
+		pr.Decision.Refusals, pr.Decision.Hints, pr.Decision.Chosen = waiting.Decision.Refusals, waiting.Decision.Hints, ""
+	}
+	return pr
+}
+
+// waitingFor says that others are on their way out.
+func waitingFor(it *policy.Item, n *nomination, v *policy.View) sched.Placement {
+	return sched.Placement{Item: it, Decision: api.Decision{Of: len(v.Nodes),
+		Refusals: []api.Refusal{{Policy: "preemption", Reason: fmt.Sprintf("waits for %d instances of a lower priority to leave %s", len(n.victims), n.node), Nodes: 1, Best: n.node}},
+		Hints:    []string{"nothing: it starts on " + n.node + " as soon as they have stopped"}}}
+}
+
+// addressFor gives an address to what has a node and is on the network; without one it has no node either.
+func (p *Placement) addressFor(pr *proposal) {
+	if n := pr.in.Spec.Network(); pr.Node == "" || len(pr.Victims) > 0 || n == api.NetworkNone || n == api.NetworkHost {
+		return
+	}
+	addr, err := p.pool.give(pr.in.UID, fixedAddress(&pr.in.Spec))
+	if err != nil {
+		p.view.Unplace(pr.in.UID)
+		pr.Node, pr.Decision.Chosen = "", ""
+		pr.Decision.Refusals = []api.Refusal{{Policy: "addresses", Reason: err.Error(), Nodes: pr.Decision.Of}}
+		pr.Decision.Hints = []string{"run it without a network (--network none), or free an address"}
+		return
+	}
+	pr.address = addr
+}
+
+// assignment is what the proposal makes of the assignment; nil when there is nothing new to say.
+func (pr *proposal) assignment() *api.Assignment {
+	ref := api.RefOf(pr.in)
+	next := &api.Assignment{Head: api.Head{K: api.KindAssignment, Meta: api.Meta{Name: pr.in.Name, Tenant: pr.in.Tenant, UID: pr.in.UID,
+		Owner: &ref, CreatedAt: &pr.Decision.At}}, Spec: api.AssignmentSpec{InstanceUID: pr.in.UID, Node: pr.Node, Generation: 1, Address: pr.address, Decision: &pr.Decision}}
+	pr.Alloc.Write(&next.Spec)
+	if pr.Node == "" {
+		policy.Alloc{}.Write(&next.Spec)
+		next.Spec.Since = &pr.Decision.At
+	}
+	if a := pr.old; a != nil {
+		if pr.Node == "" && a.Spec.Since != nil {
+			next.Spec.Since = a.Spec.Since
+		}
+		next.Revision, next.Spec.Generation, next.CreatedAt = a.Revision, a.Spec.Generation, a.CreatedAt
+		if pr.Node != "" {
+			next.Spec.Generation++
+		} else if sameRefusal(a.Spec.Decision, &pr.Decision) {
+			return nil
+		}
+	}
+	return next
+}
+
+// ops commit an assignment if its instance still is what was looked at.
+func (pr *proposal) ops(next *api.Assignment) []store.Op {
+	return []store.Op{{Verb: store.Put, Object: next, Rev: next.Revision}, store.Expect(api.RefOf(pr.in), pr.in.Revision)}
+}
+
+// commit makes proposals so, all or none.
+func (p *Placement) commit(ctx context.Context, s store.Store, prs ...*proposal) (reconcile.Result, error) {
+	var ops []store.Op
+	for _, pr := range prs {
+		if next := pr.assignment(); next != nil {
+			ops = append(ops, pr.ops(next)...)
+		}
+	}
+	var err error
+	if len(ops) > 0 {
+		_, err = s.Commit(ctx, ops...)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var res reconcile.Result
+	for _, pr := range prs {
+		ref := api.RefOf(pr.in)
+		switch {
+		case err != nil:
+			p.takeBack(pr)
+			res.Also = append(res.Also, ref)
+		case pr.Node == "":
+			p.pend(pr.item)
+			res.Again = retryPending
+		default:
+			p.unpend(ref, pr.in.UID)
+		}
+	}
+	if err == nil || errors.Is(err, errs.NotFound) || errors.Is(err, errs.Exists) {
+		return res, nil
+	}
+	return reconcile.Result{Also: res.Also[min(len(res.Also), 1):]}, fmt.Errorf("assign %s: %w", api.RefOf(prs[0].in), err)
+}
+
+// takeBack undoes what propose noted.
+func (p *Placement) takeBack(pr *proposal) {
+	if p.nominated[pr.in.UID] == nil {
+		p.view.Unplace(pr.in.UID)
+	}
+	p.pool.free(pr.in.UID)
+}
+
+// evict tells the agents of the victims to stop them.
+func (p *Placement) evict(ctx context.Context, s store.Store, pr *proposal) error {
+	why := fmt.Sprintf("makes room for %s/%s of a higher priority", pr.in.Tenant, pr.in.Name)
+	if !sameTop(pr) {
+		why = "makes room for an instance of a higher priority"
+	}
+	for _, x := range pr.Victims {
+		ref := api.Ref{Kind: api.KindAssignment, Tenant: x.Ref.Tenant, Name: x.Ref.Name}
+		if err := markEvicted(ctx, s, ref, x.UID, api.Eviction{At: pr.Decision.At, Reason: why}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sameTop: names of another tenant's instances are not told.
+func sameTop(pr *proposal) bool {
+	for _, x := range pr.Victims {
+		if x.Ref.Tenant != pr.in.Tenant {
+			return false
+		}
+	}
+	return true
+}
+
+// markEvicted asks for an instance to leave its node. Nothing happens when it is gone or leaves already.
+func markEvicted(ctx context.Context, s store.Store, ref api.Ref, uid string, e api.Eviction) error {
+	for {
+		a, err := store.Get[*api.Assignment](ctx, s, ref)
+		if errors.Is(err, errs.NotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read %s: %w", ref, err)
+		}
+		if a.Spec.InstanceUID != uid || a.Spec.Node == "" || a.Spec.Evict != nil {
+			return nil
+		}
+		next := api.Clone(a)
+		next.Spec.Evict = &e
+		if _, err = s.Commit(ctx, store.Update(next)); err == nil || errors.Is(err, errs.NotFound) {
+			return nil
+		}
+		if !errors.Is(err, errs.Conflict) {
+			return fmt.Errorf("evict %s: %w", ref, err)
+		}
+	}
+}
+
+// hasLeft reports whether the agent has stopped what was to leave, or it had ended by itself.
+func hasLeft(in *api.Instance, a *api.Assignment) bool {
+	st := in.Status.State
+	return in.Status.Assigned == a.Spec.Generation && in.Status.Node == a.Spec.Node && (st == api.StateStopped || st == api.StateFailed)
+}
+
+// unassign takes the node from an instance that has left it, so that it is placed anew.
+func (p *Placement) unassign(ctx context.Context, s store.Store, in *api.Instance, a *api.Assignment) (reconcile.Result, error) {
+	next := api.Clone(a)
+	now := p.clock.Now().UTC().Truncate(time.Millisecond)
+	next.Spec.Node, next.Spec.Address, next.Spec.Evict, next.Spec.Since = "", "", nil, &now
+	policy.Alloc{}.Write(&next.Spec)
+	next.Spec.Decision = &api.Decision{At: now, Refusals: []api.Refusal{{Policy: "eviction", Reason: a.Spec.Evict.Reason, Nodes: 1, Best: a.Spec.Node}}}
+	if _, err := s.Commit(ctx, store.Update(next)); err != nil {
+		if errors.Is(err, errs.NotFound) {
+			return reconcile.Result{}, nil
+		}
+		return reconcile.Result{}, fmt.Errorf("take %s off %s: %w", api.RefOf(in), a.Spec.Node, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.view.Unplace(in.UID)
+	p.pool.free(in.UID)
+	p.pend(p.item(in))
+	// Who it made room for comes before itself.
+	return reconcile.Result{Also: append(p.heirs(in.UID), api.RefOf(in), sweepRef)}, nil
+}
+
+// sameRefusal spares a write when nothing new is to be said.
+func sameRefusal(a, b *api.Decision) bool {
+	if a == nil || a.Of != b.Of || len(a.Refusals) != len(b.Refusals) || a.Chosen != "" {
+		return false
+	}
+	for i := range a.Refusals {
+		if a.Refusals[i] != b.Refusals[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// usable reports whether a nomination for a node still makes sense.
+func (p *Placement) usable(node string) bool {
+	n := p.view.Node(node)
+	return n != nil && n.Object.Ready() && !n.Object.Spec.Cordoned
+}
