@@ -561,7 +561,7 @@ func (w *world) image(ctx context.Context, h tunnel.Header, s *tunnel.Stream) er
 		}
 	}
 	img := &api.Image{Head: api.Head{K: api.KindImage}}
-	img.Tenant, img.Name = req.Tenant, strings.NewReplacer(":", "-", "/", "-", ".", "-").Replace(strings.TrimSuffix(req.Reference, ":latest"))
+	img.Tenant, img.Name = req.Tenant, api.ImageName(req.Reference)
 	img.Spec.Reference = req.Reference
 	img.Status = api.ImageStatus{Digest: "sha256:0123456789abcdef", Size: 4 << 20, Layers: 1}
 	w.stamp(img)

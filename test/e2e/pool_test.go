@@ -368,8 +368,28 @@ func images(t *testing.T, p *rig.Pool) {
 			t.Errorf("%s: %q", format, out)
 		}
 	}
-	if out := do(t, p, "image", "list"); !strings.Contains(out, "again:docker") {
+	if out := do(t, p, "image", "list"); !strings.Contains(out, "again:docker") || !strings.Contains(out, "busybox") {
 		t.Errorf("list: %q", out)
+	}
+	// Another name works at once, without the content moving; a name that was removed does not.
+	run := []string{"run", "--rm", "--network", "none", "--pull", "never"}
+	for ref, tag := range map[string]string{"mini:1": "mini:two", "busybox": "own-busybox:1"} {
+		do(t, p, "image", "tag", ref, tag)
+		eventually(t, tag+" on the node", func() (bool, string) {
+			nodes, _ := at(object(t, p, "image/"+strings.ReplaceAll(tag, ":", "-")), "status", "nodes").([]any)
+			return len(nodes) == 1, fmt.Sprint(nodes)
+		})
+		if out := do(t, p, append(run, tag, "/bin/echo", "hi")...); out != "hi\n" {
+			t.Errorf("%s: %q", tag, out)
+		}
+	}
+	do(t, p, "image", "remove", "mini:two")
+	eventually(t, "mini:two to be forgotten", func() (bool, string) {
+		_, said, code := ends(t, p, "", append(run, "mini:two", "/bin/echo", "hi")...)
+		return code != 0 && strings.Contains(said, "mini:two"), said
+	})
+	if out := do(t, p, append(run, "mini:1", "/bin/echo", "hi")...); out != "hi\n" {
+		t.Errorf("the other name of what was removed: %q", out)
 	}
 }
 

@@ -98,6 +98,14 @@ func (o *GetOptions) read(ctx context.Context, c *verb.Call, t verb.Targets) ([]
 		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", d.Plural, err)
 		}
+		if d.Kind == api.KindImage && sel.Tenant != "" && sel.Tenant != api.SharedTenant {
+			sel.Tenant, sel.Nested = api.SharedTenant, false
+			shared, _, err := cl.List(ctx, sel) // what the tenant may run, too
+			if err != nil {
+				return nil, fmt.Errorf("list shared %s: %w", d.Plural, err)
+			}
+			list = append(list, shared...)
+		}
 		if d.Kind == api.KindEvent {
 			SortEvents(list)
 		}

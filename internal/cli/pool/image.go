@@ -71,7 +71,7 @@ func Image() verb.Def {
 				}, Run: o.export, Complete: verb.CompleteImages},
 			{Use: "push REFERENCE", Min: 1, Max: 1, Short: "Send an image to its registry", Example: "  atoll image push registry.example.com/team/app:1.4 --auth-file reg.auth",
 				Flags: func(fs *pflag.FlagSet) { o.place(fs); o.registry(fs) }, Run: o.push, Complete: verb.CompleteImages},
-			{Use: "list", Aliases: []string{"ls"}, Short: "List the tenant's images", Example: "  atoll image list -o wide", Flags: list.Flags,
+			{Use: "list", Aliases: []string{"ls"}, Short: "List the images the tenant may run", Example: "  atoll image list -o wide", Flags: list.Flags,
 				Run: func(ctx context.Context, c *verb.Call) error { return object.ListKind(ctx, c, api.KindImage, *list) }},
 			{Use: "tag REFERENCE NEW", Min: 2, Max: 2, Short: "Give an image another reference", Example: "  atoll image tag app:1.4 app:latest", Run: o.tag, Complete: verb.CompleteImages},
 			{Use: "remove REFERENCE…", Aliases: []string{"rm", "delete"}, Min: 1, Max: -1, Short: "Forget images; their content goes when nothing uses it", Example: "  atoll image remove app:1.3", Run: o.remove, Complete: verb.CompleteImages},
@@ -182,18 +182,14 @@ func image(ctx context.Context, c *verb.Call, ref string) (*api.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	cl, err := c.Server()
-	if err != nil {
-		return nil, err
-	}
-	list, _, err := store.List[*api.Image](ctx, cl, api.Selector{Kind: api.KindImage, Tenant: tenant})
+	list, err := c.Images(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, match := range []func(*api.Image) bool{
 		func(i *api.Image) bool { return i.Spec.Reference == ref },
 		func(i *api.Image) bool { return i.Name == ref },
-		func(i *api.Image) bool { return plainReference(i.Spec.Reference) == plainReference(ref) },
+		func(i *api.Image) bool { return api.PlainReference(i.Spec.Reference) == api.PlainReference(ref) },
 	} {
 		if n := slices.IndexFunc(list, match); n >= 0 {
 			return list[n], nil
@@ -210,39 +206,21 @@ func image(ctx context.Context, c *verb.Call, ref string) (*api.Image, error) {
 	return nil, e.WithHint("atoll image list shows what it has; atoll image pull %s", ref)
 }
 
-// plainReference leaves out what is understood: the default registry and tag.
-func plainReference(s string) string {
-	for _, p := range []string{"docker.io/library/", "docker.io/", "localhost/", "library/"} {
-		s = strings.TrimPrefix(s, p)
-	}
-	return strings.TrimSuffix(s, ":latest")
-}
-
 func (o *imageOptions) tag(ctx context.Context, c *verb.Call) error {
 	img, err := image(ctx, c, c.Args[0])
 	if err != nil {
 		return err
 	}
 	n := &api.Image{Head: api.Head{K: api.KindImage}}
-	n.Tenant, n.Name = img.Tenant, imageName(c.Args[1])
+	tenant, err := c.Tenant(ctx)
+	if err != nil {
+		return err
+	}
+	n.Tenant, n.Name = tenant, api.ImageName(c.Args[1])
 	n.Spec = img.Spec
-	n.Spec.Reference = c.Args[1]
+	n.Spec.Reference, n.Spec.Shared = c.Args[1], false
 	n.Spec.Digest = cmp.Or(img.Spec.Digest, img.Status.Digest)
 	return createAndSay(ctx, c, n)
-}
-
-// imageName makes a name of a reference: what is no DNS label becomes a dash.
-func imageName(ref string) string {
-	name := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
-			return r
-		case r >= 'A' && r <= 'Z':
-			return r - 'A' + 'a'
-		}
-		return '-'
-	}, plainReference(ref))
-	return strings.Trim(name[:min(len(name), 63)], "-")
 }
 
 func (o *imageOptions) remove(ctx context.Context, c *verb.Call) error {
@@ -282,10 +260,10 @@ func (o *imageOptions) prune(ctx context.Context, c *verb.Call) error {
 	}
 	used := map[string]bool{}
 	for _, in := range ins {
-		used[plainReference(in.Spec.Image)], used[in.Status.ImageDigest] = true, true
+		used[api.PlainReference(in.Spec.Image)], used[in.Status.ImageDigest] = true, true
 	}
 	images = slices.DeleteFunc(images, func(i *api.Image) bool {
-		return i.Spec.Shared || used[plainReference(i.Spec.Reference)] || i.Status.Digest != "" && used[i.Status.Digest]
+		return i.Spec.Shared || used[api.PlainReference(i.Spec.Reference)] || i.Status.Digest != "" && used[i.Status.Digest]
 	})
 	if len(images) == 0 {
 		c.Note("every image is used")

@@ -121,11 +121,7 @@ func CompleteImages(ctx context.Context, c *Call, _ string) []string {
 	}
 	ctx, cancel := context.WithTimeout(ctx, completeTime)
 	defer cancel()
-	tenant, err := c.Tenant(ctx)
-	if err != nil {
-		return nil
-	}
-	list, err := List[*api.Image](ctx, c, api.Selector{Kind: api.KindImage, Tenant: tenant, Limit: 500})
+	list, err := c.Images(ctx)
 	if err != nil {
 		return nil
 	}

@@ -215,6 +215,21 @@ func List[T api.Object](ctx context.Context, c *Call, sel api.Selector) ([]T, er
 	return list, err
 }
 
+// Images lists what the chosen tenant may run: its own images first, then those that
+// every tenant shares.
+func (c *Call) Images(ctx context.Context) ([]*api.Image, error) {
+	tenant, err := c.Tenant(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own, err := List[*api.Image](ctx, c, api.Selector{Kind: api.KindImage, Tenant: tenant})
+	if err != nil {
+		return nil, err
+	}
+	shared, err := List[*api.Image](ctx, c, api.Selector{Kind: api.KindImage, Tenant: api.SharedTenant})
+	return append(own, shared...), err
+}
+
 // Docs reads the objects of files; those without a tenant get the one that is meant.
 func (c *Call) Docs(ctx context.Context, files []string, recursive bool) ([]parse.Doc, error) {
 	return parse.Docs(c.In, func() (string, error) { return c.Tenant(ctx) }, files, recursive)
