@@ -109,6 +109,9 @@ type Config struct {
 	// host is short or wrong. Default 12 (an hour of 5-minute rounds). Even then it
 	// does not return to where it came from.
 	Rest int
+	// InTurn: each move ends before the next begins, so what left makes room for what
+	// comes later. Otherwise all are taken to begin at once.
+	InTurn bool
 	// Horizon is how many hours a host is expected to stay off. Default 0.25.
 	Horizon float64
 	// High is the part of a host's CPU above which it is short. Default 1.
@@ -154,8 +157,8 @@ func (c Config) filled() Config {
 	return c
 }
 
-// Plan proposes moves, in the order they should be made; a target has room for
-// what comes before what leaves it is gone.
+// Plan proposes moves, in the order they should be made. Without InTurn a target
+// has room for what comes even before what leaves it is gone.
 func Plan(p Pool, c Config) []Move {
 	pl := newPlan(p, c.filled())
 	for _, g := range pl.c.Goals {

@@ -197,7 +197,7 @@ func TestPlanKeepsTheRules(t *testing.T) {
 				admit[i][h] = chance.IntN(5) > 0
 			}
 		}
-		c := Config{MaxMoves: rapid.IntRange(0, 6).Draw(t, "budget")}
+		c := Config{MaxMoves: rapid.IntRange(0, 6).Draw(t, "budget"), InTurn: rapid.Bool().Draw(t, "in turn")}
 		fresh := func() *ruled {
 			r := &ruled{t: t, admit: admit, at: make([]int, len(p.Instances))}
 			for i := range p.Instances {
@@ -244,6 +244,10 @@ func TestPlanKeepsTheRules(t *testing.T) {
 					t.Fatalf("%s is overbooked by %+v", to.Name, m)
 				}
 			}
+			if c.InTurn {
+				booked[m.From][0] -= in.Request[0]
+				booked[m.From][1] -= in.Request[1]
+			}
 			if r.at[m.Instance] != m.To {
 				t.Fatalf("the rules think that %s is on %d: %+v", in.Name, r.at[m.Instance], m)
 			}
@@ -276,7 +280,7 @@ func play(p *Pool, moves []Move) {
 func TestConstantLoadComesToRest(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := drawPool(t)
-		c := Config{MaxMoves: rapid.IntRange(0, 3).Draw(t, "budget"), Rest: rapid.IntRange(1, 6).Draw(t, "rest")}
+		c := Config{MaxMoves: rapid.IntRange(0, 3).Draw(t, "budget"), Rest: rapid.IntRange(1, 6).Draw(t, "rest"), InTurn: rapid.Bool().Draw(t, "in turn")}
 		measured := make([]float64, len(p.Instances))
 		for i := range p.Instances {
 			measured[i] = float64(rapid.IntRange(0, 40).Draw(t, "constant")) / 10
@@ -302,7 +306,7 @@ func TestConstantLoadComesToRest(t *testing.T) {
 func TestNoiseDoesNotOscillate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := drawPool(t)
-		c := Config{Rest: rapid.IntRange(3, 12).Draw(t, "rest")}
+		c := Config{Rest: rapid.IntRange(3, 12).Draw(t, "rest"), InTurn: rapid.Bool().Draw(t, "in turn")}
 		base := make([]float64, len(p.Instances))
 		left := make([]map[int]int, len(p.Instances)) // host -> round it was left
 		for i := range p.Instances {

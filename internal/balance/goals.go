@@ -118,22 +118,86 @@ func (pl *plan) reliever(h int, lack float64) (best, to int) {
 	return -1, -1
 }
 
-// empty frees hosts that can be switched off: those that draw most for the moves it takes.
+// empty frees hosts that can be switched off. Which of them are tried first decides
+// how many it will be, so a few orders are tried, and the best is kept.
 func (pl *plan) empty() {
+	var best []clearing
+	most := 0.0
+	for _, o := range []order{mostForTheMoves, leastFilled, dearest} {
+		got := pl.emptyBy(o)
+		won := 0.0
+		for _, c := range got {
+			won += c.gain - c.cost
+		}
+		for k := len(got) - 1; k >= 0; k-- {
+			pl.undo(got[k])
+		}
+		if won > most {
+			best, most = got, won
+		}
+	}
+	for _, c := range best {
+		pl.places[c.host].emptied = true
+		for k := range c.steps {
+			c.steps[k] = pl.put(c.steps[k].i, c.steps[k].to)
+		}
+		name := pl.p.Hosts[c.host].Name
+		pl.accept(c.steps, Power, c.gain, func(step) string {
+			return fmt.Sprintf("empties %s, which can then be switched off (%.0f Wh in %.3g h)", name, c.gain, pl.c.Horizon)
+		})
+	}
+}
+
+// clearing is a host that is emptied.
+type clearing struct {
+	host       int
+	steps      []step
+	gain, cost float64
+}
+
+// order says which host to empty first: the one with the larger number.
+type order func(pl *plan, h int, cost float64) float64
+
+func mostForTheMoves(pl *plan, h int, cost float64) float64 {
+	return pl.saving(h) / (cost + 1e-9) * pl.places[h].price * pl.places[h].price
+}
+
+func leastFilled(pl *plan, h int, _ float64) float64 {
+	sum := 0.0
+	for _, i := range pl.places[h].members {
+		sum -= pl.bulk(i, h)
+	}
+	return sum
+}
+
+func dearest(pl *plan, h int, cost float64) float64 { return pl.saving(h) - cost }
+
+func (pl *plan) emptyBy(o order) []clearing {
 	var hosts []int
 	worth := make([]float64, len(pl.places))
 	for h := range pl.places {
 		if cost, ok := pl.canLeave(h); ok {
-			worth[h] = pl.saving(h) / (cost + 1e-9) * pl.places[h].price * pl.places[h].price
+			worth[h] = o(pl, h, cost)
 			hosts = append(hosts, h)
 		}
 	}
 	slices.SortStableFunc(hosts, func(a, b int) int { return cmp.Compare(worth[b], worth[a]) })
+	var out []clearing
+	used := 0
 	for _, h := range hosts {
-		if pl.places[h].arrived == 0 {
-			pl.emptyOne(h)
+		if c, ok := pl.emptyOne(h, pl.left()-used); ok {
+			out = append(out, c)
+			used += len(c.steps)
 		}
 	}
+	return out
+}
+
+func (pl *plan) undo(c clearing) {
+	for k := len(c.steps) - 1; k >= 0; k-- {
+		pl.back(c.steps[k])
+	}
+	pl.places[c.host].emptied = false
 }
 
 // canLeave adds up what it costs to empty a host, when that is allowed at all.
@@ -164,34 +228,67 @@ func (pl *plan) saving(h int) float64 {
 	return max(0, pl.watts(h, s.mean)-elsewhere) * pl.c.Horizon
 }
 
-func (pl *plan) emptyOne(h int) {
+func (pl *plan) emptyOne(h, budget int) (clearing, bool) {
 	s := &pl.places[h]
 	cost, ok := pl.canLeave(h)
-	gain := pl.saving(h)
-	if !ok || gain <= cost || len(s.members) > pl.left() {
-		return
+	c := clearing{host: h, gain: pl.saving(h), cost: cost}
+	if !ok || c.gain <= cost || len(s.members) > budget {
+		return c, false
 	}
 	members := slices.Clone(s.members)
 	slices.SortStableFunc(members, func(a, b int) int {
 		return cmp.Or(cmp.Compare(pl.bulk(b, h), pl.bulk(a, h)), cmp.Compare(a, b))
 	})
 	s.emptied = true
-	var steps []step
 	for _, i := range members {
 		to := pl.target(i, false)
 		if to < 0 {
-			for k := len(steps) - 1; k >= 0; k-- {
-				pl.back(steps[k])
+			st, ok := pl.wayFor(i)
+			if !ok || c.gain <= c.cost+pl.cost(st.i) || len(c.steps)+2 > budget {
+				if ok {
+					pl.back(st)
+				}
+				pl.undo(c)
+				return c, false
 			}
-			s.emptied = false
-			return
+			c.steps, c.cost, to = append(c.steps, st), c.cost+pl.cost(st.i), st.from
 		}
-		steps = append(steps, pl.put(i, to))
+		c.steps = append(c.steps, pl.put(i, to))
 	}
-	name := pl.p.Hosts[h].Name
-	pl.accept(steps, Power, gain, func(step) string {
-		return fmt.Sprintf("empties %s, which can then be switched off (%.0f Wh in %.3g h)", name, gain, pl.c.Horizon)
-	})
+	return c, len(c.steps) <= budget
+}
+
+// ways bounds the search for somebody who could make way.
+const ways = 4096
+
+// wayFor moves one smaller instance out of the way of another that fits nowhere, in
+// turn. The step is made; its from is where there is room now.
+func (pl *plan) wayFor(i int) (step, bool) {
+	if !pl.c.InTurn {
+		return step{}, false
+	}
+	tries := 0
+	for g := range pl.places {
+		if s := &pl.places[g]; s.off || s.emptied {
+			continue
+		}
+		for _, j := range slices.Clone(pl.places[g].members) {
+			if !pl.movable(j) || !pl.rested(j) || pl.bulk(j, g) >= pl.bulk(i, g) {
+				continue
+			}
+			if tries++; tries > ways {
+				return step{}, false
+			}
+			if to := pl.target(j, false); to >= 0 {
+				st := pl.put(j, to)
+				if pl.fits(i, g) {
+					return st, true
+				}
+				pl.back(st)
+			}
+		}
+	}
+	return step{}, false
 }
 
 // bulk is the part of a host an instance takes, in the dimension it takes most of.

@@ -13,7 +13,7 @@ type guess struct {
 // place is a host within a plan.
 type place struct {
 	members []int
-	booked  Vector // also what leaves: it is there until it has gone
+	booked  Vector // without Config.InTurn also what leaves: it is there until it has gone
 	guess          // sums over members
 	price   float64
 	arrived int
@@ -201,6 +201,9 @@ func (pl *plan) put(i, to int) step {
 	pl.shift(i, st.from, to)
 	b := &pl.places[to]
 	b.book(pl.p.Instances[i].Request, 1)
+	if pl.c.InTurn {
+		pl.places[st.from].book(pl.p.Instances[i].Request, -1)
+	}
 	b.arrived++
 	b.off = false
 	pl.moved[i] = true
@@ -211,6 +214,9 @@ func (pl *plan) back(st step) {
 	pl.shift(st.i, st.to, st.from)
 	b := &pl.places[st.to]
 	b.book(pl.p.Instances[st.i].Request, -1)
+	if pl.c.InTurn {
+		pl.places[st.from].book(pl.p.Instances[st.i].Request, 1)
+	}
 	b.arrived--
 	b.off = st.wasOff
 	pl.moved[st.i] = false
