@@ -32,6 +32,12 @@ func (c *instances) Watches() []api.Selector {
 
 func (*instances) Owns() []api.Kind { return []api.Kind{api.KindInstance} }
 
+// Key makes an instance and its assignment one name: two calls at once could start it twice.
+func (*instances) Key(ref api.Ref) api.Ref {
+	ref.Kind = api.KindInstance
+	return ref
+}
+
 // Reconcile brings one instance in line.
 func (c *instances) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (reconcile.Result, error) {
 	ref.Kind = api.KindInstance

@@ -34,6 +34,14 @@ type Controller interface {
 	Reconcile(ctx context.Context, s store.Store, ref api.Ref) (Result, error)
 }
 
+// Keyer is a Controller to which several refs mean the same work, such as an instance
+// and its assignment. The queue keeps them as one name, so that there are never two
+// calls for it at the same time.
+type Keyer interface {
+	// Key gives the ref that Reconcile is called with for a ref that was watched or asked for.
+	Key(ref api.Ref) api.Ref
+}
+
 // Result tells the engine what should be looked at next, beside what changes in the store.
 type Result struct {
 	Again time.Duration // look at the same ref after this; 0: only when it changes
@@ -85,9 +93,17 @@ func (e *Engine) Add(c Controller, workers int) {
 func (e *Engine) Enqueue(controller string, ref api.Ref) {
 	for _, u := range e.units {
 		if u.Name() == controller {
-			u.queue.add(ref)
+			u.add(ref)
 		}
 	}
+}
+
+// add enqueues the name of a ref.
+func (u *unit) add(ref api.Ref) {
+	if k, ok := u.Controller.(Keyer); ok {
+		ref = k.Key(ref)
+	}
+	u.queue.add(ref)
 }
 
 // Run works until ctx ends.
@@ -141,7 +157,7 @@ func (e *Engine) list(ctx context.Context, u *unit, sel api.Selector) (int64, er
 		return 0, err
 	}
 	for _, o := range objs {
-		u.queue.add(api.RefOf(o))
+		u.add(api.RefOf(o))
 	}
 	return rev, nil
 }
@@ -151,7 +167,7 @@ func (e *Engine) feed(ctx context.Context, u *unit, sel api.Selector, rev int64)
 	pause := listPause
 	for ctx.Err() == nil {
 		err := e.store.Watch(ctx, sel, rev, func(ev store.Event) error {
-			u.queue.add(api.RefOf(ev.Object))
+			u.add(api.RefOf(ev.Object))
 			pause = listPause
 			return nil
 		})
@@ -191,7 +207,7 @@ func (e *Engine) one(ctx context.Context, u *unit, ref api.Ref) {
 	}
 	u.queue.done(ref, res, err)
 	for _, r := range res.Also {
-		u.queue.add(r)
+		u.add(r)
 	}
 }
 
@@ -274,7 +290,7 @@ func (e *Engine) pull(ctx context.Context, u *unit, h History) error {
 			u.known[i] = map[api.Ref]bool{}
 			for _, o := range objs {
 				u.known[i][api.RefOf(o)] = true
-				u.queue.add(api.RefOf(o))
+				u.add(api.RefOf(o))
 			}
 			u.seen = max(rev, 1)
 		}
@@ -285,7 +301,7 @@ func (e *Engine) pull(ctx context.Context, u *unit, h History) error {
 		for i, sel := range u.Watches() {
 			in := !ev.Deleted && sel.Matches(ev.Object)
 			if in || u.known[i][ref] {
-				u.queue.add(ref)
+				u.add(ref)
 			}
 			if in {
 				u.known[i][ref] = true

@@ -92,3 +92,31 @@ func TestTurnLetsCallsTakeTime(t *testing.T) {
 		t.Fatalf("%d begun, %v", total, p.calls)
 	}
 }
+
+// twin sees tenants and users of one name as one.
+type twin struct{ probe }
+
+func (*twin) Watches() []api.Selector {
+	return []api.Selector{{Kind: api.KindTenant}, {Kind: api.KindUser}}
+}
+func (*twin) Key(ref api.Ref) api.Ref { ref.Kind = api.KindUser; return ref }
+
+func TestRefsOfOneKeyAreOneName(t *testing.T) {
+	m := store.NewMem()
+	put(t, m, "a")
+	if _, err := m.Commit(context.Background(), store.Set(&api.Tenant{Head: api.Head{K: api.KindTenant, Meta: api.Meta{Name: "a"}}})); err != nil {
+		t.Fatal(err)
+	}
+	p := &twin{}
+	e := New(m, clock.NewManual(time.Unix(0, 0)), quiet(), Events{})
+	e.Add(p, 8)
+	if n, err := e.Settle(context.Background(), m, 10); err != nil || n != 1 {
+		t.Fatalf("%d calls for one name: %v", n, err)
+	}
+	p.fn = func(context.Context, store.Store, api.Ref) (Result, error) { return Result{}, nil }
+	e.Enqueue("probe", api.Ref{Kind: api.KindTenant, Name: "a"})
+	e.Enqueue("probe", api.Ref{Kind: api.KindUser, Name: "a"})
+	if n, err := e.Settle(context.Background(), m, 10); err != nil || n != 1 {
+		t.Fatalf("%d calls for one name: %v", n, err)
+	}
+}

@@ -1,6 +1,8 @@
 package fake
 
 import (
+	"time"
+
 	"atoll/api"
 	"atoll/internal/driver"
 )
@@ -68,4 +70,41 @@ func (r *Runtime) Spec(id string) (driver.Spec, bool) {
 		return driver.Spec{}, false
 	}
 	return in.spec, true
+}
+
+// OnChange makes the runtime call fn, in its caller's goroutine and holding its lock,
+// whenever an instance gets to another phase; "" is gone. Call it before use.
+func (r *Runtime) OnChange(fn func(uid string, p driver.Phase)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hook = fn
+}
+
+// Ended gives what has ended since the last call, as Exits tells it; for a caller
+// that must not wait. Use one or the other.
+func (r *Runtime) Ended() []driver.Observed {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ended()
+}
+
+// NextEnd is when the next run will end by itself; false when none is known to.
+func (r *Runtime) NextEnd() (time.Time, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.nextEnd()
+}
+
+// Slow makes starts from now on take factor times as long; 1 is as configured.
+func (r *Runtime) Slow(factor float64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slow = factor
+}
+
+// StartFailures changes the share of preparations that fail from now on.
+func (r *Runtime) StartFailures(share float64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cfg.StartFailures = share
 }

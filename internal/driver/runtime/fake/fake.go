@@ -54,6 +54,8 @@ type Runtime struct {
 	pid  int
 	wake chan struct{} // closed and replaced when something changed
 	down error         // set by Fail
+	hook func(uid string, p driver.Phase)
+	slow float64 // starts take so many times as long; 0: once
 }
 
 type instance struct {
@@ -116,6 +118,9 @@ func (r *Runtime) Ensure(ctx context.Context, s driver.Spec) (driver.Observed, e
 	if span := r.cfg.StartMax.D() - delay; span > 0 {
 		delay += time.Duration(r.rng.Int64N(int64(span) + 1))
 	}
+	if r.slow > 0 {
+		delay = time.Duration(float64(delay) * r.slow)
+	}
 	fails := r.cfg.StartFailures > 0 && r.rng.Float64() < r.cfg.StartFailures
 	r.mu.Unlock()
 	if delay > 0 {
@@ -148,6 +153,7 @@ func (r *Runtime) Ensure(ctx context.Context, s driver.Spec) (driver.Observed, e
 		in.log, in.usage = old.log, old.usage
 	}
 	r.all[s.ID] = in
+	r.moved(in)
 	r.changed()
 	return r.observed(in), nil
 }
@@ -196,6 +202,7 @@ func (r *Runtime) Start(_ context.Context, id string) error {
 	if r.cfg.Crashes > 0 && r.rng.Float64() < r.cfg.Crashes {
 		in.play.endsAt(r.cfg.CrashAfter.D(), 1)
 	}
+	r.moved(in)
 	r.changed()
 	return nil
 }
@@ -216,6 +223,12 @@ func (r *Runtime) Stop(ctx context.Context, id, signal string, grace time.Durati
 	if in.phase != driver.PhaseRunning {
 		r.mu.Unlock()
 		return nil
+	}
+	if signal == "" {
+		signal = in.spec.Image.Config.StopSignal
+	}
+	if signal == "" {
+		signal = "TERM"
 	}
 	if code, ends := in.play.onSignal(signal); ends {
 		r.end(in, r.clk.Now(), code)
@@ -289,7 +302,11 @@ func (r *Runtime) Remove(_ context.Context, id string) error {
 	if r.down != nil {
 		return r.down
 	}
-	delete(r.all, id)
+	if in := r.all[id]; in != nil {
+		in.phase = ""
+		r.moved(in)
+		delete(r.all, id)
+	}
 	r.changed()
 	return nil
 }
@@ -298,17 +315,9 @@ func (r *Runtime) Remove(_ context.Context, id string) error {
 func (r *Runtime) Exits(ctx context.Context, fn func(driver.Observed)) error {
 	for {
 		r.mu.Lock()
-		var ended []driver.Observed
-		for _, in := range r.all {
-			r.settle(in)
-			if in.phase == driver.PhaseExited && !in.reported {
-				in.reported = true
-				ended = append(ended, r.observed(in))
-			}
-		}
+		ended := r.ended()
 		wake, due := r.wake, r.due()
 		r.mu.Unlock()
-		sort.Slice(ended, func(i, j int) bool { return ended[i].ID < ended[j].ID })
 		for _, o := range ended {
 			fn(o)
 		}
@@ -323,19 +332,40 @@ func (r *Runtime) Exits(ctx context.Context, fn func(driver.Observed)) error {
 	}
 }
 
-// due is a timer for the next end that is known; it must be stopped. Called with mu held.
-func (r *Runtime) due() *clock.Timer {
-	next := time.Duration(1 << 62)
-	now := r.clk.Now()
+// ended gives what has ended and was not told yet, by ID. Called with mu held.
+func (r *Runtime) ended() []driver.Observed {
+	var out []driver.Observed
 	for _, in := range r.all {
-		if at, ok := in.endTime(); ok && in.phase == driver.PhaseRunning {
-			next = min(next, max(at.Sub(now), 0))
+		r.settle(in)
+		if in.phase == driver.PhaseExited && !in.reported {
+			in.reported = true
+			out = append(out, r.observed(in))
 		}
 	}
-	if next == 1<<62 {
-		next = 24 * time.Hour // nothing is due; wake-ups come by the channel
+	sort.Slice(out, func(i, j int) bool { return out[i].ID < out[j].ID })
+	return out
+}
+
+// due is a timer for the next end that is known; it must be stopped. Called with mu held.
+func (r *Runtime) due() *clock.Timer {
+	next := 24 * time.Hour // without a known end, wake-ups come by the channel
+	if at, ok := r.nextEnd(); ok {
+		next = max(at.Sub(r.clk.Now()), 0)
 	}
 	return r.clk.NewTimer(next)
+}
+
+// nextEnd is when the next run ends by itself. Called with mu held.
+func (r *Runtime) nextEnd() (next time.Time, ok bool) {
+	for _, in := range r.all {
+		if in.phase != driver.PhaseRunning {
+			continue
+		}
+		if at, ends := in.endTime(); ends && (!ok || at.Before(next)) {
+			next, ok = at, true
+		}
+	}
+	return next, ok
 }
 
 func (in *instance) endTime() (time.Time, bool) {
@@ -357,7 +387,15 @@ func (r *Runtime) end(in *instance, at time.Time, code int) {
 	in.log = append(in.log, in.output(at)...)
 	in.phase, in.finished, in.code, in.pid = driver.PhaseExited, at, code, 0
 	in.reported = false
+	r.moved(in)
 	r.changed()
+}
+
+// moved tells the hook how far an instance is now. Called with mu held.
+func (r *Runtime) moved(in *instance) {
+	if r.hook != nil {
+		r.hook(in.spec.Instance.UID, in.phase)
+	}
 }
 
 func (r *Runtime) changed() {
