@@ -168,7 +168,7 @@ func (i *images) object(info image.Info) *api.Image {
 	}
 	if info.Scope == scopeShared {
 		o.Tenant, o.Spec.Shared = api.SharedTenant, true
-		if o.Spec.Reference == builtinName {
+		if api.PlainReference(o.Spec.Reference) == builtinName {
 			o.Spec.Digest = ""
 		}
 	}
