@@ -108,7 +108,7 @@ func runUp(ctx context.Context, args []string) error {
 	}
 	ca := auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
 	srv := server.New(server.Deps{Store: st, Auth: auth.New(clk, auth.Config{}), CA: ca, Hub: hub, Clock: clk, Rand: rand.Reader, Log: log,
-		Lists: cache, Base: base, Metrics: metrics.New(), Version: version, Audit: audit(log)}, server.Config{Socket: c.Socket, TLSAddr: c.Listen, Hosts: []string{c.Node}})
+		Lists: cache, Base: base, Chain: builtin.Policies(), Metrics: metrics.New(), Version: version, Audit: audit(log)}, server.Config{Socket: c.Socket, TLSAddr: c.Listen, Hosts: []string{c.Node}})
 
 	// The API answers when the node is known: the first call may ask for its capacity.
 	if err := a.Start(gctx); err != nil {

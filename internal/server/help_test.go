@@ -16,6 +16,11 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/policy"
+	"atoll/internal/policy/binpack"
+	"atoll/internal/policy/host"
+	"atoll/internal/policy/port"
+	"atoll/internal/policy/resource"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
 	"atoll/internal/tunnel"
@@ -86,11 +91,16 @@ func newFixture(t testing.TB, cfg Config) *fixture {
 		t.Fatal(err)
 	}
 	f.Server = New(Deps{Store: f.mem, Auth: auth.New(clock.Real{}, auth.Config{}), Hub: f.hub, Clock: clock.Real{}, Rand: rand.Reader,
-		Version: "test", Audit: f.audit.add}, cfg)
+		Version: "test", Audit: f.audit.add, Chain: chain()}, cfg)
 	if err := f.LoadAuth(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// chain is enough of the product's policies to plan by.
+func chain() policy.Chain {
+	return policy.Chain{Filters: []policy.Filter{host.New(), resource.New(), port.New()}, Scorers: []policy.Weighted{{Scorer: binpack.New(), Weight: 1}}}
 }
 
 func root() auth.Identity { return auth.Identity{User: "root", Admin: true, Via: "socket"} }

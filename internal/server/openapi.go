@@ -241,6 +241,8 @@ func (s *Server) schemas() (obj, error) {
 		"Commit":      schema.FromGo(reflect.TypeFor[CommitRequest]()),
 		"Committed":   schema.FromGo(reflect.TypeFor[Committed]()),
 		"UsageReport": schema.FromGo(reflect.TypeFor[api.UsageReport]()),
+		"PlanRequest": schema.FromGo(reflect.TypeFor[api.PlanRequest]()),
+		"PlanAnswer":  schema.FromGo(reflect.TypeFor[api.PlanAnswer]()),
 		"List":        schema.List(obj{"type": "object", "description": "an object of any kind"}),
 		"WatchLine": obj{"type": "object", "required": []string{"type", "revision"}, "properties": obj{
 			"type":     obj{"type": "string", "enum": []string{"put", "delete", "ping", "error"}},

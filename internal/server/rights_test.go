@@ -68,15 +68,6 @@ func TestEveryRouteNeedsARight(t *testing.T) {
 	f.do(as("nora"), "POST", "/v1/commit", `{"full":true,"ops":[]}`).problem(errs.Denied)
 }
 
-func count(list ...bool) (n int) {
-	for _, b := range list {
-		if b {
-			n++
-		}
-	}
-	return n
-}
-
 // What is not in the table is not there, and says so as a problem.
 func TestUnknownRoutes(t *testing.T) {
 	f := newFixture(t, Config{})
@@ -369,6 +360,6 @@ func TestOpenAPIExamples(t *testing.T) {
 			t.Fatal(err)
 		}
 		body := strings.Replace(string(b), `"name":"acme"`, `"name":"fresh"`, 1)
-		f.do(root(), "POST", rt.Path, body).want(201)
+		f.do(root(), "POST", rt.Path, body).want(max(rt.Status, 200))
 	}
 }

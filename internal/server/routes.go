@@ -78,7 +78,7 @@ var (
 
 // table lists every route.
 func (s *Server) table() []*Route {
-	out := s.commonRoutes()
+	out := append(s.commonRoutes(), s.planRoute())
 	for _, d := range api.Definitions() {
 		out = append(out, s.kindRoutes(d)...)
 	}

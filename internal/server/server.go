@@ -23,6 +23,7 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/metrics"
+	"atoll/internal/policy"
 	"atoll/internal/store"
 	"atoll/internal/tunnel"
 )
@@ -39,6 +40,9 @@ type Deps struct {
 	Metrics *metrics.Registry
 	Version string
 	Audit   func(Record) // told of every call, denials too; must be fast
+
+	// Chain is what the pool places by, for plans; none: no plans.
+	Chain policy.Chain
 
 	// Lists gives objects as JSON, for lists; default: Store, where it can. Needed
 	// when Store is a decorator that hides the store.Cache below it.
@@ -95,6 +99,7 @@ type Server struct {
 	buffers sync.Pool // *bytes.Buffer, for lists
 	ready   atomic.Bool
 	openapi func() ([]byte, error)
+	plans   chan struct{} // as many as may be made at once
 
 	mu   sync.Mutex
 	held map[string]int // watches and streams by caller
@@ -118,7 +123,7 @@ func New(d Deps, cfg Config) *Server {
 	if d.Audit == nil {
 		d.Audit = func(Record) {}
 	}
-	s := &Server{Deps: d, cfg: cfg, keys: newKeyring(d.Clock), held: map[string]int{}}
+	s := &Server{Deps: d, cfg: cfg, keys: newKeyring(d.Clock), held: map[string]int{}, plans: make(chan struct{}, plansAtOnce)}
 	s.stats = newStats(d.Metrics)
 	s.routes = s.table()
 	s.openapi = sync.OnceValues(s.document)

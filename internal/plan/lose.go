@@ -1,0 +1,168 @@
+package plan
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"atoll/api"
+	"atoll/internal/policy"
+)
+
+// lose plays the failure of hosts. Budgets do not bind: nobody asks a fault to wait.
+func (p *Plan) lose(ctx context.Context, h api.PlanHosts) (*api.PlanAnswer, error) {
+	hosts, err := p.hosts(h)
+	if err != nil {
+		return nil, err
+	}
+	a := &api.PlanAnswer{Question: "lose"}
+	before := p.promised(p.pending)
+	t := p.try()
+	defer t.end()
+	moving := p.leaving(hosts, a)
+	for _, n := range hosts {
+		t.lose(n)
+	}
+	for _, it := range moving {
+		t.off(it.item)
+	}
+	var lost []*policy.Item
+	for _, m := range moving {
+		place := api.PlanPlace{Instance: m.item.Ref, From: m.from, Requests: m.item.Spec.Requests, PriorityValue: m.item.Priority, Notes: m.notes()}
+		if !p.put(t, m.item, &place) {
+			lost = append(lost, m.item)
+		}
+		a.Places = append(a.Places, place)
+	}
+	count(a)
+	a.Guarantees = p.broken(before, append(slices.Clone(p.pending), lost...), hosts)
+	a.Holds = a.Pending == 0 && len(a.Guarantees) == 0
+	a.Spare, err = p.spare(ctx)
+	return a, err
+}
+
+// mover is an instance on a host it must leave.
+type mover struct {
+	item *policy.Item
+	from string
+}
+
+// notes tells what does not come along.
+func (m mover) notes() []string {
+	var out []string
+	for _, v := range m.item.Spec.Volumes {
+		switch {
+		case v.Name != "":
+			out = append(out, fmt.Sprintf("volume %s is on %s and stays there", v.Name, m.from))
+		case v.HostPath != "":
+			out = append(out, fmt.Sprintf("%s of %s is not there", v.HostPath, m.from))
+		}
+	}
+	return out
+}
+
+// leaving lists what would be started elsewhere, in the order of placing.
+func (p *Plan) leaving(hosts []*policy.Node, a *api.PlanAnswer) []mover {
+	var items []*policy.Item
+	for _, n := range hosts {
+		a.Nodes = append(a.Nodes, n.Name)
+		for _, it := range n.Items {
+			if p.fixed[it.UID] {
+				a.Stopped++
+				continue
+			}
+			items = append(items, it)
+		}
+	}
+	p.bySize(items)
+	out := make([]mover, len(items))
+	for i, it := range items {
+		out[i] = mover{it, p.view.Where(it.UID)}
+	}
+	return out
+}
+
+// put finds a host for an item and puts it there; false when there is none.
+func (p *Plan) put(t *trial, it *policy.Item, place *api.PlanPlace) bool {
+	p.planner.Terse = true // of moves only the refusals are told
+	pl := p.planner.Decide(it)
+	p.planner.Terse = false
+	if pl.Node == "" {
+		place.Decision = &pl.Decision
+		t.wait(it)
+		return false
+	}
+	place.To = pl.Node
+	t.on(it, pl.Node, pl.Alloc)
+	return true
+}
+
+// drain empties hosts on purpose: disruption budgets bind.
+func (p *Plan) drain(ctx context.Context, h api.PlanHosts) (*api.PlanAnswer, error) {
+	hosts, err := p.hosts(h)
+	if err != nil {
+		return nil, err
+	}
+	a := &api.PlanAnswer{Question: "drain"}
+	before := p.promised(p.pending)
+	t := p.try()
+	defer t.end()
+	moving := p.leaving(hosts, a)
+	for _, n := range hosts {
+		t.cordon(n)
+	}
+	// What a budget spares is asked before anything moves: what moves is up again
+	// before the next round, so the budget is then as it was.
+	taken := map[api.Ref]int{}
+	for _, m := range moving {
+		place := api.PlanPlace{Instance: m.item.Ref, From: m.from, Requests: m.item.Spec.Requests, PriorityValue: m.item.Priority, Notes: m.notes()}
+		place.Round = 1
+		spare, by, bounded := p.view.Spare(m.item)
+		switch {
+		case bounded && spare <= 0:
+			place.Round, place.To = 0, m.from
+			place.Stays = fmt.Sprintf("budget %s/%s allows none to be away", by.Tenant, by.Name)
+		case !p.moves(t, m.item, &place):
+			place.Round, place.To = 0, m.from
+			place.Stays = "no other node can run it"
+		case bounded:
+			if place.Round = taken[by]/spare + 1; place.Round > 1 {
+				place.Notes = append(place.Notes, fmt.Sprintf("round %d: budget %s/%s allows %d away at a time", place.Round, by.Tenant, by.Name, spare))
+			}
+			taken[by]++
+		}
+		a.Places = append(a.Places, place)
+	}
+	for _, place := range a.Places {
+		if place.Stays != "" {
+			a.Pending++
+		} else {
+			a.Placed++
+		}
+	}
+	a.Guarantees = p.broken(before, p.pending, hosts)
+	a.Holds = a.Pending == 0 && len(a.Guarantees) == 0
+	a.Spare, err = p.spare(ctx)
+	return a, err
+}
+
+// moves takes an item to another host; it stays when there is none.
+func (p *Plan) moves(t *trial, it *policy.Item, place *api.PlanPlace) bool {
+	mark := t.mark()
+	t.off(it)
+	if p.put(t, it, place) {
+		return true
+	}
+	t.back(max(mark, 1)) // the host is cordoned by then, so the trial has begun
+	return false
+}
+
+func count(a *api.PlanAnswer) {
+	for _, p := range a.Places {
+		if p.To != "" {
+			a.Placed++
+		} else {
+			a.Pending++
+		}
+	}
+}
