@@ -24,26 +24,44 @@ func main() {
 	nodes := flag.Int("nodes", 5000, "hosts")
 	profile := flag.String("cpuprofile", "", "write a CPU profile of the decision loops here")
 	full := flag.Bool("full", true, "also measure the full road")
+	loops := flag.Bool("loops", true, "measure the decision loops")
+	fullProfile := flag.String("fullprofile", "", "write a CPU profile of the full road here")
 	flag.Parse()
-	if err := run(*nodes, *profile, *full); err != nil {
+	out := map[string]any{"bench": "sched", "nodes": *nodes}
+	err := error(nil)
+	if *loops {
+		err = profiled(*profile, func() error { return decisions(*nodes, out) })
+	}
+	if *full && err == nil {
+		err = profiled(*fullProfile, func() error { return road(*nodes, out) })
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
+	lib.JSON(out)
 }
 
-func run(nodes int, profile string, full bool) error {
-	procs := runtime.GOMAXPROCS(1) // one core, as the claim says
-	if profile != "" {
-		f, err := os.Create(profile)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return err
-		}
+// profiled writes a CPU profile of fn where path says so.
+func profiled(path string, fn func() error) error {
+	if path == "" {
+		return fn()
 	}
-	out := map[string]any{"bench": "sched", "nodes": nodes}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return err
+	}
+	defer pprof.StopCPUProfile()
+	return fn()
+}
+
+func decisions(nodes int, out map[string]any) error {
+	procs := runtime.GOMAXPROCS(1) // one core, as the claim says
+	defer runtime.GOMAXPROCS(procs)
 	var basic result
 	for _, c := range cases() {
 		r := c.measure(nodes)
@@ -61,18 +79,6 @@ func run(nodes int, profile string, full bool) error {
 	growth := basic.rate() / large.rate()
 	fmt.Printf("%-14s %7d decisions  %9.0f/s   on %d nodes: %.2f times the cost\n", "growth", large.n, large.rate(), nodes*10, growth)
 	out["growth"] = lib.Round(growth, 2)
-	if profile != "" {
-		pprof.StopCPUProfile()
-	}
-	runtime.GOMAXPROCS(procs)
-	if full {
-		r, err := road(nodes)
-		if err != nil {
-			return err
-		}
-		out["full_per_s"] = lib.Round(r, 0)
-	}
-	lib.JSON(out)
 	return nil
 }
 

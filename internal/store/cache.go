@@ -391,6 +391,33 @@ func (c *Cache) shows(ops []Op) bool {
 	return false
 }
 
+// Follow calls fn for what changed of a kind since an earlier call, and gives the place
+// to go on from; from 0 it tells everything there is, as new. errs.Compacted: the
+// changes since are gone, begin at 0 again; errs.Unavailable: the mirror is behind, ask
+// List. fn must not call the Cache.
+func (c *Cache) Follow(ctx context.Context, k api.Kind, from uint64, fn func(was, is api.Object)) (next uint64, err error) {
+	f := c.feeds[k]
+	if f == nil {
+		return 0, errs.New(errs.Unavailable, "%s is not mirrored", k)
+	}
+	switch ok, err := c.reach(ctx, k, 0); {
+	case err != nil:
+		return 0, err
+	case !ok:
+		return 0, errs.New(errs.Unavailable, "the mirror of %s is behind", k)
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if from > 0 {
+		next, err = f.each(from-1, fn)
+		return next + 1, err
+	}
+	if all := c.objs.kinds[k]; all != nil {
+		all.scan("", "", func(e *entry) bool { fn(nil, e.obj); return true })
+	}
+	return f.end() + 1, nil
+}
+
 // Watch follows the mirror; what it does not know goes to the source.
 func (c *Cache) Watch(ctx context.Context, sel api.Selector, rev int64, fn func(Event) error) error {
 	f := c.feeds[sel.Kind]

@@ -440,3 +440,67 @@ func BenchmarkMemCommit(b *testing.B) {
 		}
 	}
 }
+
+func TestCacheFollow(t *testing.T) {
+	ctx := context.Background()
+	m := store.NewMem()
+	c := store.NewCache(m, api.KindNode)
+	start(t, c)
+	have := map[string]int64{}
+	follow := func(from uint64) uint64 {
+		t.Helper()
+		next, err := c.Follow(ctx, api.KindNode, from, func(was, is api.Object) {
+			switch {
+			case is != nil && was != nil && have[is.Metadata().Name] != was.Metadata().Revision:
+				t.Errorf("%s was at %d, not %d", is.Metadata().Name, have[is.Metadata().Name], was.Metadata().Revision)
+			case is != nil:
+				have[is.Metadata().Name] = is.Metadata().Revision
+			default:
+				delete(have, was.Metadata().Name)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return next
+	}
+	put := func(name string) int64 {
+		t.Helper()
+		rev, err := c.Commit(ctx, store.Set(&api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: name}}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rev
+	}
+	at := follow(0)
+	put("a")
+	put("b")
+	if at = follow(at); len(have) != 2 {
+		t.Fatalf("have %v", have)
+	}
+	if _, err := c.Commit(ctx, store.Remove(api.Ref{Kind: api.KindNode, Name: "a"}, store.Any)); err != nil {
+		t.Fatal(err)
+	}
+	rev := put("b")
+	if at = follow(at); len(have) != 1 || have["b"] != rev {
+		t.Fatalf("have %v", have)
+	}
+	if again := follow(at); again != at {
+		t.Errorf("place %d after %d, with nothing new", again, at)
+	}
+	rev = put("b")
+	if _, err := c.Get(ctx, api.Ref{Kind: api.KindNode, Name: "b"}); err != nil { // so that the mirror has it
+		t.Fatal(err)
+	}
+	c.Forget(rev)
+	if _, err := c.Follow(ctx, api.KindNode, at, func(api.Object, api.Object) { t.Error("told of what is gone") }); !errors.Is(err, errs.Compacted) {
+		t.Errorf("got %v", err)
+	}
+	clear(have)
+	if follow(0); have["b"] != rev {
+		t.Errorf("have %v", have)
+	}
+	if _, err := c.Follow(ctx, api.KindTenant, 0, nil); !errors.Is(err, errs.Unavailable) {
+		t.Errorf("got %v", err)
+	}
+}

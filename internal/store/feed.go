@@ -124,6 +124,27 @@ func (f *feed) read(n uint64, buf []change) ([]change, <-chan struct{}, error) {
 	return nil, f.waiter(), nil
 }
 
+// end is the number that the next change will get.
+func (f *feed) end() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.next
+}
+
+// each calls fn for the changes from number n on and gives the next number.
+func (f *feed) each(n uint64, fn func(was, is api.Object)) (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n < f.first {
+		return 0, f.gone(f.lost)
+	}
+	for ; n < f.next; n++ {
+		c := f.at(n)
+		fn(c.was, c.is)
+	}
+	return n, nil
+}
+
 func (f *feed) waiter() <-chan struct{} {
 	if f.wake == nil {
 		f.wake = make(chan struct{})

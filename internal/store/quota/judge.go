@@ -13,14 +13,14 @@ import (
 
 // judge brings the accounts to what they will be after the commit and refuses what
 // breaks a rule. It changes the plan: amounts, and the host IDs of new tenants.
-func (q *Store) judge(ctx context.Context, p *plan) error {
+func (p *plan) judge(ctx context.Context) error {
 	if err := p.tenants(ctx); err != nil {
 		return err
 	}
 	if err := p.starts(ctx); err != nil {
 		return err
 	}
-	for _, path := range p.paths() {
+	for _, path := range ordered(p.accounts) {
 		if err := p.limits(ctx, path); err != nil {
 			return err
 		}
@@ -29,7 +29,7 @@ func (q *Store) judge(ctx context.Context, p *plan) error {
 		return err
 	}
 	if pool := p.accounts[""]; pool != nil && pool.touch {
-		if err := q.pool(ctx, p, pool); err != nil {
+		if err := p.pool(ctx, pool); err != nil {
 			return err
 		}
 	}

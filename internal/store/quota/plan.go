@@ -11,10 +11,11 @@ import (
 	"atoll/internal/store"
 )
 
-// account is a ledger while a plan is made.
+// account is a ledger while a plan is made. Its maps are replaced, never changed.
 type account struct {
 	tenant string
-	was    *api.Ledger // nil: there is none yet
+	was    *api.Ledger // as stored; nil: there is none yet
+	had    api.LedgerSpec
 	spec   api.LedgerSpec
 	delta  sums // change of requested
 	touch  bool // write it even if it stays the same: who plans with the tenant must notice
@@ -27,20 +28,33 @@ type owner struct {
 	opAt    int         // index of the op that changes it; -1: none
 }
 
-// plan is one commit in the making.
+// books are the accounts and tenants as read, once each, and as what was admitted in
+// this turn leaves them.
+type books struct {
+	q        *Store
+	accounts map[string]*account
+	owners   map[string]*owner
+	given    api.Resources // of the nodes; nil: not asked yet
+}
+
+func newBooks(q *Store) *books {
+	return &books{q: q, accounts: map[string]*account{}, owners: map[string]*owner{}}
+}
+
+// plan is one caller's commit in the making.
 type plan struct {
+	*books
 	s        store.Store
 	ops      []store.Op // the caller's, with revisions pinned
 	pinned   map[api.Ref]bool
-	accounts map[string]*account
-	owners   map[string]*owner
+	accounts map[string]*account // those it concerns, as they will be
 	started  map[string][]string // by tenant: instances that are created or begin to use more
 }
 
 // plan reads what the ops change and sums up the differences.
-func (q *Store) plan(ctx context.Context, ops []store.Op) (*plan, error) {
-	p := &plan{s: q.Store, ops: append([]store.Op(nil), ops...), pinned: map[api.Ref]bool{},
-		accounts: map[string]*account{}, owners: map[string]*owner{}, started: map[string][]string{}}
+func (b *books) plan(ctx context.Context, ops []store.Op) (*plan, error) {
+	p := &plan{books: b, s: b.q.Store, ops: append([]store.Op(nil), ops...), pinned: map[api.Ref]bool{},
+		accounts: map[string]*account{}, started: map[string][]string{}}
 	for i := range p.ops {
 		var err error
 		switch op := &p.ops[i]; {
@@ -55,6 +69,15 @@ func (q *Store) plan(ctx context.Context, ops []store.Op) (*plan, error) {
 		}
 	}
 	return p, nil
+}
+
+// enter makes what a plan comes to the state that the next one starts from.
+func (b *books) enter(p *plan) {
+	for path, a := range p.accounts {
+		if a.touch || a.drop {
+			b.accounts[path] = a
+		}
+	}
 }
 
 // pin ties an op that would take any revision to the one the plan was made for.
@@ -172,19 +195,24 @@ func (p *plan) tenant(ctx context.Context, op *store.Op, at int) error {
 	return nil
 }
 
-// account reads a tenant's ledger once a plan.
+// account gives a tenant's account to change; its ledger is read once for all plans.
 func (p *plan) account(ctx context.Context, tenant string) (*account, error) {
 	if a := p.accounts[tenant]; a != nil {
 		return a, nil
 	}
-	l, found, err := lookup[*api.Ledger](ctx, p.s, ledgerRef(tenant))
-	if err != nil {
-		return nil, err
+	b := p.books.accounts[tenant]
+	if b == nil {
+		l, found, err := lookup[*api.Ledger](ctx, p.s, ledgerRef(tenant))
+		if err != nil {
+			return nil, err
+		}
+		b = &account{tenant: tenant}
+		if found {
+			b.was, b.spec = l, l.Spec
+		}
+		p.books.accounts[tenant] = b
 	}
-	a := &account{tenant: tenant, delta: sums{}}
-	if found {
-		a.was, a.spec = l, api.Clone(l).Spec
-	}
+	a := &account{tenant: tenant, was: b.was, had: b.spec, spec: b.spec, delta: sums{}}
 	p.accounts[tenant] = a
 	return a, nil
 }
@@ -224,33 +252,31 @@ func (p *plan) free() bool {
 	return true
 }
 
-// paths lists the accounts, parents before what is nested in them.
-func (p *plan) paths() []string {
-	out := make([]string, 0, len(p.accounts))
-	for t := range p.accounts {
+// ordered lists the accounts, parents before what is nested in them.
+func ordered(accounts map[string]*account) []string {
+	out := make([]string, 0, len(accounts))
+	for t := range accounts {
 		out = append(out, t)
 	}
 	sort.Strings(out)
 	return out
 }
 
-// all are the caller's ops and then those of the ledgers: a store names the first
-// that fails, and the caller's own come first.
-func (p *plan) all() []store.Op {
-	out := p.ops
-	for _, path := range p.paths() {
-		a := p.accounts[path]
+// ledgers are the ops that write the books.
+func (b *books) ledgers() []store.Op {
+	var out []store.Op
+	for _, path := range ordered(b.accounts) {
+		a := b.accounts[path]
 		switch {
 		case a.drop && a.was != nil:
 			out = append(out, store.Remove(ledgerRef(path), a.was.Revision))
 		case a.drop || !a.touch:
 		case a.was == nil:
-			l := &api.Ledger{Head: api.Head{K: api.KindLedger, Meta: api.Meta{Tenant: path, Name: api.LedgerName}}, Spec: a.spec}
-			out = append(out, store.Create(l))
+			out = append(out, store.Create(&api.Ledger{Head: api.Head{K: api.KindLedger, Meta: api.Meta{Tenant: path, Name: api.LedgerName}}, Spec: a.spec}))
 		default:
-			l := api.Clone(a.was)
+			l := *a.was // what it points to stays as it is
 			l.Spec = a.spec
-			out = append(out, store.Update(l))
+			out = append(out, store.Update(&l))
 		}
 	}
 	return out

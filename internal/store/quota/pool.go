@@ -2,6 +2,7 @@ package quota
 
 import (
 	"context"
+	"errors"
 	"sort"
 
 	"atoll/api"
@@ -22,43 +23,100 @@ const (
 	uidLast  = 1<<31 - 2*uidCount // the highest base
 )
 
-// capacity is what all nodes have to give; mark tells whether they changed since.
-type capacity struct {
-	mark  uint64
-	given api.Resources
+// follower is a store that tells what changed, such as store.Cache.
+type follower interface {
+	Follow(ctx context.Context, k api.Kind, from uint64, fn func(was, is api.Object)) (next uint64, err error)
 }
 
-// capacity sums the nodes. The sum is kept while no node changes, as a pool has
-// thousands of nodes and more admissions a second than changes of nodes.
-func (q *Store) capacity(ctx context.Context) (api.Resources, error) {
-	nodes, _, err := store.List[*api.Node](ctx, q.Store, api.Selector{Kind: api.KindNode})
+// capacity is what all nodes have to give, kept by what changes: a pool has thousands
+// of nodes and many admissions a second.
+type capacity struct {
+	place uint64 // how far the store was followed; 0: not yet
+	nodes int
+	total sums
+}
+
+// read brings the sum up to date.
+func (c *capacity) read(ctx context.Context, s store.Store) error {
+	f, ok := s.(follower)
+	if !ok {
+		return c.list(ctx, s)
+	}
+	add := func(was, is api.Object) {
+		c.count(was, -1)
+		c.count(is, 1)
+	}
+	next, err := uint64(0), error(nil)
+	if c.place > 0 {
+		next, err = f.Follow(ctx, api.KindNode, c.place, add)
+	}
+	if c.place == 0 || errors.Is(err, errs.Compacted) {
+		c.nodes, c.total = 0, sums{}
+		next, err = f.Follow(ctx, api.KindNode, 0, add)
+	}
+	if c.place = next; err == nil {
+		return nil
+	}
+	c.place = 0
+	if errors.Is(err, errs.Unavailable) {
+		return c.list(ctx, s)
+	}
+	return err
+}
+
+func (c *capacity) list(ctx context.Context, s store.Store) error {
+	nodes, _, err := store.List[*api.Node](ctx, s, api.Selector{Kind: api.KindNode})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	mark := uint64(len(nodes))
+	c.nodes, c.total = 0, sums{}
 	for _, n := range nodes {
-		mark = mark*1099511628211 + uint64(n.Revision) //nolint:gosec // a checksum
+		c.count(n, 1)
 	}
-	if c := q.nodes.Load(); c != nil && c.mark == mark {
-		return c.given, nil
+	return nil
+}
+
+// count adds a node's part, or takes it away.
+func (c *capacity) count(o api.Object, sign int) {
+	n, ok := o.(*api.Node)
+	if !ok {
+		return
 	}
-	total := api.Resources{}
-	for _, n := range nodes {
-		total = total.Add(n.Status.Allocatable)
+	c.nodes += sign
+	for r, v := range n.Status.Allocatable {
+		c.total[r] += int64(sign) * v
 	}
-	for r, v := range total {
-		total[r] = v / ofParts * givenParts
+}
+
+// give is the part of the nodes' sum that may be given away; empty without nodes.
+func (c *capacity) give() api.Resources {
+	out := api.Resources{}
+	if c.nodes == 0 {
+		return out
+	}
+	for r, v := range c.total {
+		out[r] = v / ofParts * givenParts
 		if v < 1<<50 {
-			total[r] = v * givenParts / ofParts
+			out[r] = v * givenParts / ofParts
 		}
 	}
-	q.nodes.Store(&capacity{mark: mark, given: total})
-	return total, nil
+	return out
+}
+
+// capacity sums the nodes, once for all plans.
+func (b *books) capacity(ctx context.Context) (api.Resources, error) {
+	if b.given == nil {
+		if err := b.q.nodes.read(ctx, b.q.Store); err != nil {
+			return nil, err
+		}
+		b.given = b.q.nodes.give()
+	}
+	return b.given, nil
 }
 
 // pool books what the top tenants take from the pool and refuses what it has not got.
-func (q *Store) pool(ctx context.Context, p *plan, pool *account) error {
-	given, err := q.capacity(ctx)
+func (p *plan) pool(ctx context.Context, pool *account) error {
+	given, err := p.capacity(ctx)
 	if err != nil {
 		return err
 	}
@@ -66,7 +124,7 @@ func (q *Store) pool(ctx context.Context, p *plan, pool *account) error {
 		return err
 	}
 	before := pool.spec.Reserved
-	for _, path := range p.paths() {
+	for _, path := range ordered(p.accounts) {
 		if path == "" || api.ParentTenant(path) != "" {
 			continue
 		}
@@ -74,11 +132,8 @@ func (q *Store) pool(ctx context.Context, p *plan, pool *account) error {
 		if err != nil {
 			return err
 		}
-		a, had := p.accounts[path], api.Resources(nil)
-		if a.was != nil {
-			had = a.was.Spec.Requested
-		}
-		pool.spec.Reserved = plus(pool.spec.Reserved, difference(reserve(guarantee(o.was), had), reserve(guarantee(o.is), a.spec.Requested)))
+		a := p.accounts[path]
+		pool.spec.Reserved = plus(pool.spec.Reserved, difference(reserve(guarantee(o.was), a.had.Requested), reserve(guarantee(o.is), a.spec.Requested)))
 	}
 	if len(given) > 0 { // with no nodes yet everything waits, and nothing is promised
 		for _, r := range shared {

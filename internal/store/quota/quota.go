@@ -7,6 +7,10 @@
 // ledger before the tenant and commits against the ledger's revision, so what it
 // read of the tenant still holds when it goes through.
 //
+// Commits that wait for each other are one: who has the turn plans what is waiting, one
+// caller after the other on the same books, and commits it as a single transaction
+// (see group.go).
+//
 // It starts no goroutine. It must never write an object of its caller's in another
 // form than it was given, but for a tenant's range of host IDs.
 package quota
@@ -14,7 +18,6 @@ package quota
 import (
 	"context"
 	"errors"
-	"sync/atomic"
 	"time"
 
 	"atoll/api"
@@ -37,10 +40,11 @@ type Store struct {
 	store.Store
 	// Clock is what pauses are measured with; set before use. Default: the machine's.
 	Clock clock.Clock
-	// turn is held while a plan is made and committed. As every admission writes the
+	// turn is held while plans are made and committed. As every admission writes the
 	// pool's ledger, commits of one process would only make each other repeat.
 	turn  chan struct{}
-	nodes atomic.Pointer[capacity]
+	line  line
+	nodes capacity // used by who has the turn
 }
 
 // New puts admission before s. What is written to s directly is not counted until Recount.
@@ -51,7 +55,7 @@ func New(s store.Store) *Store {
 // Commit adds the ledger ops that the caller's ops need. Errors beside those of the
 // store: errs.Quota, errs.NoCapacity, errs.Denied (the tenant is suspended or being
 // removed), errs.NotFound (there is no such tenant), errs.Conflict (a tenant that
-// still has something inside).
+// still has something inside). Several commits may share a revision.
 func (q *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 	if !concerned(ops) {
 		return q.Store.Commit(ctx, ops...)
@@ -60,41 +64,17 @@ func (q *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 		return 0, err
 	}
 	if !comesOrGoes(ops) {
-		p, err := q.plan(ctx, ops)
+		p, err := newBooks(q).plan(ctx, ops)
 		if err != nil {
 			return 0, err
 		}
 		if p.free() { // nothing to count (a status, say), so no turn to wait for
-			if rev, err := q.Store.Commit(ctx, p.all()...); !p.ours(err) {
+			if rev, err := q.Store.Commit(ctx, p.ops...); !p.ours(err) {
 				return rev, err
 			}
 		}
 	}
-	select {
-	case q.turn <- struct{}{}:
-		defer func() { <-q.turn }()
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	}
-	wait := pauseMin
-	for range attempts {
-		p, err := q.plan(ctx, ops)
-		if err == nil {
-			err = q.judge(ctx, p)
-		}
-		if err != nil {
-			return 0, err
-		}
-		rev, err := q.Store.Commit(ctx, p.all()...)
-		if !p.ours(err) {
-			return rev, err
-		}
-		if err := q.Clock.Sleep(ctx, wait); err != nil {
-			return 0, err
-		}
-		wait = min(wait*2, pauseMax)
-	}
-	return 0, errs.New(errs.Unavailable, "the ledgers change faster than this commit could be admitted").WithHint("try again")
+	return q.join(ctx, ops)
 }
 
 func concerned(ops []store.Op) bool {
