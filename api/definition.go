@@ -48,6 +48,7 @@ var definitions = []*Definition{
 	imageDefinition(),
 	instanceDefinition(),
 	assignmentDefinition(),
+	moveDefinition(),
 	ledgerDefinition(),
 	priorityClassDefinition(),
 	budgetDefinition(),

@@ -50,6 +50,7 @@ type Device struct {
 
 // Cell is a NUMA node of a host: cores and memory that are near each other.
 type Cell struct {
+	ID        int    `json:"id" doc:"the kernel's number of it"`
 	CPUs      string `json:"cpus" doc:"its cores" example:"0-15,32-47"`
 	Memory    int64  `json:"memory,omitempty" doc:"bytes of its memory"`
 	Hugepages int64  `json:"hugepages,omitempty" doc:"bytes of it in huge pages"`
@@ -84,7 +85,7 @@ type NodeStatus struct {
 	BootID      string       `json:"bootId,omitempty" doc:"changes with every boot of the host"`
 	Images      []string     `json:"images,omitempty" doc:"digests of the images that are here"`
 	Devices     []Device     `json:"devices,omitempty" doc:"its GPUs"`
-	Cells       []Cell       `json:"cells,omitempty" doc:"its NUMA cells, when there are several"`
+	Cells       []Cell       `json:"cells,omitempty" doc:"its NUMA cells"`
 }
 
 // Capability is one driver of a node and what it can do.

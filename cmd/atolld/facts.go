@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"atoll/api"
+	"atoll/internal/policy"
 	"atoll/internal/sys/host"
 )
 
@@ -49,6 +50,9 @@ func (f *facts) read(ctx context.Context) (api.NodeStatus, error) {
 	}
 	for _, a := range f.info.Addresses {
 		st.Addresses = append(st.Addresses, a.String())
+	}
+	for _, n := range f.info.NUMA {
+		st.Cells = append(st.Cells, api.Cell{ID: n.ID, CPUs: policy.FormatCPUs(n.CPUs), Memory: n.Memory, Hugepages: n.Huge})
 	}
 	for _, c := range f.checks {
 		if !c.OK && c.Severity != host.Note {

@@ -97,6 +97,7 @@ type Agent struct {
 	capacity   api.Resources    // allocatable
 	whole      api.Resources    // what the host has
 	caps       []api.Capability
+	cells      []api.Cell
 	warnings   map[string]bool
 	samples    map[string]sample
 }
@@ -116,6 +117,8 @@ type life struct {
 	pulling   []api.Progress
 	pulledAt  time.Time // when readers were last told
 	ended     int64     // ends seen in this agent's time
+	own       string    // cores it alone may use
+	pinned    string    // cores it was last put on; "": all
 }
 
 // New wires an agent. No I/O.
@@ -224,6 +227,9 @@ func (a *Agent) drop(id string) {
 	if l := a.lives[id]; l != nil {
 		close(l.changed)
 		delete(a.lives, id)
+		if l.own != "" {
+			a.wake(id)
+		}
 	}
 }
 

@@ -20,6 +20,8 @@ type situation struct {
 	seen *driver.Observed // nil: nothing of it on this node
 	// unhealthy is set when the health check has failed often enough to count.
 	unhealthy bool
+	// repin is set when it should run on other cores than it does.
+	repin bool
 	// attached is set while an attached caller reads the output, or is still expected to.
 	attached bool
 }
@@ -96,7 +98,7 @@ func next(s situation) decision {
 		d.acts = []action{actStop, actStart}
 	case running:
 		st.State, st.Pid, st.NextStart = api.StateRunning, s.seen.Pid, nil
-		if st.Generation != s.in.Generation {
+		if st.Generation != s.in.Generation || s.repin {
 			d.acts = []action{actApply}
 		}
 		if st.Reason != reasonUnhealthy {

@@ -62,6 +62,7 @@ func (c *instances) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 		}
 		sit.unhealthy = l.unhealthy
 		sit.attached = c.awaited(in, l)
+		sit.repin = c.own(runtimeID(in.UID), in, as)
 	}
 	d := next(sit)
 	if l, ok := c.look(runtimeID(in.UID)); ok && d.status.State == api.StateRunning {

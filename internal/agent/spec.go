@@ -44,6 +44,7 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 		Cgroup:  driver.Cgroup{Path: a.tenantGroup(in.Tenant) + "/" + id, OOMScoreAdj: oomScore(in.Spec.Class())},
 		Network: driver.NetworkSpec{Mode: "bridge", Address: as.Spec.Address, Hostname: in.Spec.Hostname, DNS: a.DNS},
 	}
+	s.CPUs, s.Mems = a.pin(id, in, as)
 	if s.Network.Hostname == "" {
 		s.Network.Hostname = in.Name
 	}

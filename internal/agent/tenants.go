@@ -181,6 +181,9 @@ func (a *Agent) publish(ctx context.Context) error {
 		st.Images = a.Images.Here()
 	}
 	st.Allocatable = allocatable(st.Capacity, n.Spec.Reserve)
+	a.mu.Lock()
+	a.cells = st.Cells
+	a.mu.Unlock()
 	if err := a.adopt(ctx, st); err != nil {
 		return err
 	}

@@ -45,6 +45,9 @@ type Spec struct {
 	// Mounts are the tenant's volumes of this node, resolved by the storage driver. Host
 	// paths, tmpfs and ephemeral directories are in Instance.Spec.Volumes and the runtime's own work.
 	Mounts []Mount
+	// CPUs and Mems are the cores and memory nodes it runs on, in the kernel's form
+	// ("0-3,8"); "" for CPUs: Instance.Spec.CPUs, and then all. They may change while it runs.
+	CPUs, Mems string
 	// Generation is the assignment's. A driver refuses one older than it has seen for the ID.
 	Generation int64
 }

@@ -60,6 +60,8 @@ func (v *View) SetNode(o *api.Node) {
 		v.structure++
 	} else if s, t := n.Object.Spec, o.Spec; s.Region != t.Region || s.Zone != t.Zone || s.Rack != t.Rack {
 		v.structure++
+	} else if (s.Price == "") != (t.Price == "") || (s.MaxWatts == 0) != (t.MaxWatts == 0) {
+		v.terms++ // what nobody told so far may decide now
 	}
 	v.capacity.Sub(&n.Allocatable)
 	n.load(o)

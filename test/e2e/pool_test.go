@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -238,6 +240,7 @@ func TestTour(t *testing.T) {
 		fetch(t, p)
 	})
 	t.Run("live limits", func(t *testing.T) { limits(t, p) })
+	t.Run("a core of its own", func(t *testing.T) { ownCores(t, p) })
 	t.Run("doctor", func(t *testing.T) {
 		o, _, _ := ends(t, p, "", "doctor")
 		if !strings.Contains(o, "overlayfs") || !strings.Contains(o, "image layers are shared") {
@@ -419,6 +422,36 @@ func limits(t *testing.T, p *rig.Pool) {
 		})
 	}
 	do(t, p, "delete", "instance/lim", "--now")
+}
+
+// ownCores gives an instance a core that nothing else runs on, and takes it back.
+func ownCores(t *testing.T, p *rig.Pool) {
+	if runtime.NumCPU() < 2 {
+		t.Skip("a core of one's own needs a host with two")
+	}
+	cores := func(name string) string {
+		return strings.TrimSpace(do(t, p, "exec", name, "sh", "-c", "grep Cpus_allowed_list /proc/self/status | cut -f 2"))
+	}
+	do(t, p, "run", "-d", "--name", "shared", "--network", "none", "busybox", "sleep", "100000")
+	all := cores("shared")
+	f := filepath.Join(t.TempDir(), "own.yaml")
+	doc := "kind: Instance\nmetadata: {name: own, tenant: demo}\nspec: {image: busybox, command: [sleep, \"100000\"], networks: [{name: none}], exclusiveCpus: true, " +
+		"requests: {cpu: 1, memory: 32Mi}, limits: {cpu: 1, memory: 32Mi}}\n"
+	if err := os.WriteFile(f, []byte(doc), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	do(t, p, "apply", "-f", f, "--wait")
+	mine := cores("own")
+	if strings.ContainsAny(mine, ",-") {
+		t.Errorf("its cores are %s, not one", mine)
+	}
+	eventually(t, "the others to leave core "+mine, func() (bool, string) {
+		now := cores("shared")
+		return now != all && !slices.Contains(strings.Split(now, ","), mine), now
+	})
+	do(t, p, "delete", "instance/own")
+	eventually(t, "the core to be everybody's again", func() (bool, string) { now := cores("shared"); return now == all, now })
+	do(t, p, "delete", "instance/shared")
 }
 
 func TestBackupRestoresALostStore(t *testing.T) {

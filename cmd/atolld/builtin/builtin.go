@@ -10,8 +10,10 @@ import (
 	"atoll/internal/policy"
 	"atoll/internal/policy/affinity"
 	"atoll/internal/policy/binpack"
+	"atoll/internal/policy/cost"
 	"atoll/internal/policy/host"
 	"atoll/internal/policy/image"
+	"atoll/internal/policy/numa"
 	"atoll/internal/policy/port"
 	"atoll/internal/policy/resource"
 	"atoll/internal/policy/spread"
@@ -29,13 +31,17 @@ func Drivers() *driver.Registry {
 // Policies is what placement decides by, cheapest and most selective filters first.
 func Policies() policy.Chain {
 	return policy.Chain{
-		Filters: []policy.Filter{host.New(), resource.New(), port.New(), spread.New(), affinity.New()},
+		Filters: []policy.Filter{host.New(), resource.New(), numa.New(), port.New(), spread.New(), affinity.New()},
 		Scorers: []policy.Weighted{
 			{Scorer: host.New(), Weight: 1},
 			{Scorer: binpack.New(), Weight: 1},
 			{Scorer: spread.New(), Weight: 1},
 			{Scorer: affinity.New(), Weight: 1},
 			{Scorer: image.New(), Weight: 1},
+			{Scorer: numa.New(), Weight: 1},
+			{Scorer: cost.NewPrice(), Weight: 0.5},
+			{Scorer: cost.NewPower(), Weight: 0.5},
 		},
+		Pickers: []policy.Picker{numa.New()},
 	}
 }

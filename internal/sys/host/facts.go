@@ -49,6 +49,7 @@ type NUMANode struct {
 	ID     int
 	CPUs   []int
 	Memory int64 // bytes
+	Huge   int64 // bytes of it set aside as huge pages, of all sizes
 }
 
 // Disk is a filesystem, in bytes. Free is what may be written, without the reserve for root.
@@ -156,13 +157,31 @@ func numaNodes(online []int, memory int64) ([]NUMANode, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, NUMANode{ID: id, CPUs: cpus, Memory: parseMeminfo(mem)["MemTotal"]})
+		out = append(out, NUMANode{ID: id, CPUs: cpus, Memory: parseMeminfo(mem)["MemTotal"], Huge: hugePages(d)})
 	}
 	if len(out) == 0 { // a kernel without NUMA
 		out = []NUMANode{{CPUs: online, Memory: memory}}
 	}
 	slices.SortFunc(out, func(a, b NUMANode) int { return a.ID - b.ID })
 	return out, nil
+}
+
+// hugePages sums up "hugepages-2048kB/nr_hugepages" and its kind; what cannot be read counts as none.
+func hugePages(node string) int64 {
+	sizes, err := filepath.Glob(filepath.Join(node, "hugepages", "hugepages-*kB"))
+	if err != nil {
+		return 0
+	}
+	total := int64(0)
+	for _, s := range sizes {
+		kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(s), "hugepages-"), "kB"), 10, 64)
+		line, rerr := readLine(filepath.Join(s, "nr_hugepages"))
+		n, nerr := strconv.ParseInt(line, 10, 64)
+		if err == nil && rerr == nil && nerr == nil && n > 0 && kib > 0 && n < 1<<40/kib {
+			total += n * kib << 10
+		}
+	}
+	return total
 }
 
 // maxFile bounds what is read of any file: the kernel's are far smaller, others are not trusted.

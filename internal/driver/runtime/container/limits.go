@@ -1,6 +1,8 @@
 package container
 
 import (
+	"cmp"
+
 	"atoll/api"
 	"atoll/internal/driver"
 	"atoll/internal/sys/cgroup"
@@ -11,7 +13,7 @@ func (r *Runtime) limits(e *environment, s driver.Spec) cgroup.Limits {
 	spec := &s.Instance.Spec
 	l := cgroup.Limits{
 		CPUMax: spec.Limits[api.CPU], MemoryMax: spec.Limits[api.Memory], MemoryLow: spec.Requests[api.Memory],
-		Pids: spec.Limits[api.Pids], CPUs: spec.CPUs, IODevice: e.device,
+		Pids: spec.Limits[api.Pids], CPUs: cmp.Or(s.CPUs, spec.CPUs), Mems: s.Mems, IODevice: e.device,
 		ReadIOPS: spec.Limits[api.IOPS], WriteIOPS: spec.Limits[api.IOPS],
 		ReadBPS: spec.Limits[api.DiskBandwidth], WriteBPS: spec.Limits[api.DiskBandwidth],
 	}
