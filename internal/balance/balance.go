@@ -47,6 +47,9 @@ type Instance struct {
 	Rested int
 	Came   int    // the host it last moved from; counts only as long as it rests
 	Wrong  string // why it must not stay where it is; "" when it may
+	// Leans is the host the last round proposed for it, plus one; 0: none. What stands
+	// is kept unless something else is clearly better, so that proposals do not flicker.
+	Leans int
 }
 
 // Never as Instance.Rested.

@@ -128,6 +128,9 @@ func (pl *plan) empty() {
 		won := 0.0
 		for _, c := range got {
 			won += c.gain - c.cost
+			if c.stands {
+				won += c.gain * leaning
+			}
 		}
 		for k := len(got) - 1; k >= 0; k-- {
 			pl.undo(got[k])
@@ -153,6 +156,20 @@ type clearing struct {
 	host       int
 	steps      []step
 	gain, cost float64
+	stands     bool // was proposed before
+}
+
+// leaning is how much better something else must be to replace what was proposed.
+const leaning = 0.25
+
+// stands: all that is on a host was to leave it already.
+func (pl *plan) stands(h int) bool {
+	for _, i := range pl.places[h].members {
+		if l := pl.p.Instances[i].Leans; l == 0 || l == h+1 {
+			return false
+		}
+	}
+	return len(pl.places[h].members) > 0
 }
 
 // order says which host to empty first: the one with the larger number.
@@ -178,10 +195,15 @@ func (pl *plan) emptyBy(o order) []clearing {
 	for h := range pl.places {
 		if cost, ok := pl.canLeave(h); ok {
 			worth[h] = o(pl, h, cost)
+			if pl.stands(h) {
+				worth[h] += math.Abs(worth[h]) * leaning
+			}
 			hosts = append(hosts, h)
 		}
 	}
-	slices.SortStableFunc(hosts, func(a, b int) int { return cmp.Compare(worth[b], worth[a]) })
+	slices.SortStableFunc(hosts, func(a, b int) int {
+		return cmp.Or(cmp.Compare(worth[b], worth[a]), cmp.Compare(pl.places[a].mean, pl.places[b].mean))
+	})
 	var out []clearing
 	used := 0
 	for _, h := range hosts {
@@ -231,7 +253,7 @@ func (pl *plan) saving(h int) float64 {
 func (pl *plan) emptyOne(h, budget int) (clearing, bool) {
 	s := &pl.places[h]
 	cost, ok := pl.canLeave(h)
-	c := clearing{host: h, gain: pl.saving(h), cost: cost}
+	c := clearing{host: h, gain: pl.saving(h), cost: cost, stands: pl.stands(h)}
 	if !ok || c.gain <= cost || len(s.members) > budget {
 		return c, false
 	}

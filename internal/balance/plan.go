@@ -248,7 +248,8 @@ func (pl *plan) target(i int, wake bool) int {
 }
 
 // score prefers hosts that are on, that give most for their power, that take
-// someone in already (one host is disturbed instead of two), and that are full.
+// someone in already (one host is disturbed instead of two), that were proposed
+// before, and that are full.
 func (pl *plan) score(i, h int) float64 {
 	s, host := &pl.places[h], &pl.p.Hosts[h]
 	sc := -10 * s.price
@@ -257,6 +258,9 @@ func (pl *plan) score(i, h int) float64 {
 	}
 	if s.arrived > 0 {
 		sc += 0.5
+	}
+	if pl.p.Instances[i].Leans == h+1 {
+		sc += 2
 	}
 	if host.CPU > 0 {
 		sc += s.plus(pl.guess[i]).expected(pl.c.Sigma) / host.CPU

@@ -19,6 +19,8 @@ type Deps struct {
 	Seed  uint64
 	// Subnet is where addresses on the default network come from.
 	Subnet string
+	// Rebalance is how the pool is kept in shape; its zero value leaves it as it is.
+	Rebalance RebalanceConfig
 }
 
 // All lists the controllers. To add one: write <name>.go and its line.
@@ -27,7 +29,11 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []reconcile.Controller{p, NewTidy(d)}, nil
+	all := []reconcile.Controller{p, NewTidy(d)}
+	if d.Rebalance.Mode != RebalanceOff {
+		all = append(all, NewRebalance(d))
+	}
+	return all, nil
 }
 
 // Workers is how many names a controller may be called for at once.

@@ -61,7 +61,7 @@ func (p *Placement) propose(in *api.Instance, a *api.Assignment) *proposal {
 	case n != nil && p.view.Where(in.UID) == n.node && p.usable(n.node):
 		delete(p.nominated, in.UID)
 		pr.Placement = sched.Placement{Item: it, Node: n.node, Alloc: p.view.Alloc(in.UID),
-			Decision: api.Decision{Of: len(p.view.Nodes), Chosen: n.node, Hints: []string{"room was made by moving instances of a lower priority"}}}
+			Decision: api.Decision{Of: len(p.view.Nodes), Chosen: n.node, Hints: []string{n.hint}}}
 	default:
 		delete(p.nominated, in.UID)
 		p.view.Unplace(in.UID)
@@ -78,7 +78,7 @@ func (p *Placement) propose(in *api.Instance, a *api.Assignment) *proposal {
 	pr.Decision.At = start
 	pr.Decision.TookUS = p.clock.Now().Sub(start).Microseconds()
 	if len(pr.Victims) > 0 {
-		n := &nomination{ref: it.Ref, node: pr.Node, victims: map[string]bool{}}
+		n := &nomination{ref: it.Ref, node: pr.Node, victims: map[string]bool{}, hint: "room was made by moving instances of a lower priority"}
 		for _, x := range pr.Victims {
 			n.victims[x.UID] = true
 		}
@@ -255,7 +255,9 @@ func (p *Placement) unassign(ctx context.Context, s store.Store, in *api.Instanc
 	defer p.mu.Unlock()
 	p.view.Unplace(in.UID)
 	p.pool.free(in.UID)
-	p.pend(p.item(in))
+	it := p.item(in)
+	p.pend(it)
+	p.direct(it, a.Spec.Evict)
 	// Who it made room for comes before itself.
 	return reconcile.Result{Also: append(p.heirs(in.UID), api.RefOf(in), sweepRef)}, nil
 }
@@ -277,4 +279,20 @@ func sameRefusal(a, b *api.Decision) bool {
 func (p *Placement) usable(node string) bool {
 	n := p.view.Node(node)
 	return n != nil && n.Object.Ready() && !n.Object.Spec.Cordoned
+}
+
+// direct keeps the node an eviction names for what left, if it admits it now.
+func (p *Placement) direct(it *policy.Item, e *api.Eviction) {
+	n := p.view.Node(e.To)
+	if n == nil || !p.usable(e.To) {
+		return
+	}
+	p.view.Arrange()
+	for _, c := range checks(p.view, p.planner.Chain, it) {
+		if c.refusal(n) != "" {
+			return
+		}
+	}
+	p.nominated[it.UID] = &nomination{ref: it.Ref, node: e.To, hint: e.Reason}
+	p.view.Place(it, e.To, p.planner.Chain.Pick(n, it))
 }

@@ -43,6 +43,7 @@ type nomination struct {
 	ref     api.Ref
 	node    string
 	victims map[string]bool // UIDs
+	hint    string          // how it came to this node
 }
 
 // retryPending is how often what has no node is tried again even if nothing was seen to change.
