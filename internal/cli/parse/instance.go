@@ -2,6 +2,9 @@ package parse
 
 import (
 	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -36,6 +39,13 @@ type Instance struct {
 	zone                                  string
 	priority                              string
 	spread, avoid, near, tolerate         []string
+	maxPerNode                            int
+	prefer                                []string
+	gang                                  string
+	gpu                                   string
+	gpuModels                             []string
+	ownCPUs                               bool
+	hugepages                             string
 	Interactive, TTY, Rm                  bool
 }
 
@@ -81,13 +91,20 @@ func (o *Instance) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.stopSignal, "stop-signal", "", "signal that asks it to end")
 	fs.StringVar(&o.cpus, "cpuset", "", "only on these cores of the host, such as 0-3,8")
 	fs.StringVar(&o.cpus, "cpus", "", "the same as --cpuset")
+	fs.BoolVar(&o.ownCPUs, "exclusive-cpus", false, "whole cores nothing else runs on; --cpu and --memory become its limits, too")
+	fs.StringVar(&o.hugepages, "hugepages", "", "part of --memory that comes from huge pages, such as 1Gi")
+	fs.StringVar(&o.gpu, "gpu", "", "GPUs it is guaranteed: 1, 2 …, or a part of one such as 500m")
+	fs.StringSliceVar(&o.gpuModels, "gpu-model", nil, "only on one of these models")
 	fs.StringVar(&o.node, "node", "", "only on this node")
 	fs.StringArrayVar(&o.nodeLabels, "node-label", nil, "only on nodes with key=value")
 	fs.StringVar(&o.zone, "zone", "", "only in this zone")
 	fs.StringVar(&o.priority, "priority", "", "priority class")
-	fs.StringArrayVar(&o.spread, "spread", nil, "keep instances of the same labels apart: host, rack or zone[:MAXSKEW]")
-	fs.StringArrayVar(&o.avoid, "avoid", nil, "not where instances with key=value[@host|rack|zone] run")
-	fs.StringArrayVar(&o.near, "near", nil, "where instances with key=value[@host|rack|zone] run")
+	fs.StringArrayVar(&o.spread, "spread", nil, "keep instances of the same labels apart: host, rack, zone or region[:MAXSKEW]")
+	fs.StringArrayVar(&o.avoid, "avoid", nil, "not where instances with key=value[@host|rack|zone|region] run")
+	fs.StringArrayVar(&o.near, "near", nil, "where instances with key=value[@host|rack|zone|region] run")
+	fs.IntVar(&o.maxPerNode, "max-per-node", 0, "at most so many with the same labels on one node")
+	fs.StringArrayVar(&o.prefer, "prefer-node-label", nil, "rather on nodes with key=value[,value…]")
+	fs.StringVar(&o.gang, "gang", "", "NAME:SIZE: start together with SIZE-1 others of that gang, or not at all")
 	fs.StringArrayVar(&o.tolerate, "tolerate", nil, "taint that does not keep it away: key[=value][:Effect]")
 	fs.Lookup("stop-timeout").DefValue = "0s" // so that help does not show the mark for "not given"
 }
@@ -100,6 +117,7 @@ func (o *Instance) Object(getenv func(string) string, image string, command []st
 	s.Image, s.Command = image, command
 	s.Isolation, s.Workdir, s.User, s.Hostname = api.Isolation(o.isolation), o.workdir, o.user, o.hostname
 	s.Restart, s.Pull, s.StopSignal, s.CPUs, s.Priority = o.Restart, o.pull, o.stopSignal, o.cpus, o.priority
+	s.ExclusiveCPUs, s.Hugepages, s.GPUModels = o.ownCPUs, o.hugepages, o.gpuModels
 	s.Stdin, s.TTY, s.AutoRm, s.ReadOnlyRoot = o.Interactive, o.TTY, o.Rm, o.readOnly
 	if o.entrypoint != "" {
 		s.Entry = []string{o.entrypoint}
@@ -163,10 +181,18 @@ func (o *Instance) setResources(in *api.Instance) error {
 	}
 	for _, err := range []error{
 		read("request", "cpu", o.cpu, api.CPU, &in.Spec.Requests), read("request", "memory", o.memory, api.Memory, &in.Spec.Requests),
+		read("request", "gpu", o.gpu, api.GPU, &in.Spec.Requests),
 		read("limit", "cpu-limit", o.cpuLimit, api.CPU, &in.Spec.Limits), read("limit", "memory-limit", o.memoryLimit, api.Memory, &in.Spec.Limits),
 	} {
 		if err != nil {
 			return err
+		}
+	}
+	if o.ownCPUs { // such an instance is of class guaranteed: what it asks for is what it may use
+		for _, r := range []api.Resource{api.CPU, api.Memory} {
+			if v, ok := in.Spec.Requests[r]; ok && in.Spec.Limits[r] == 0 {
+				in.Spec.Limits = in.Spec.Limits.Add(api.Resources{r: v})
+			}
 		}
 	}
 	return nil
@@ -270,7 +296,7 @@ func duration(d time.Duration) *api.Duration {
 }
 
 func (o *Instance) setPlacement(in *api.Instance) (err error) {
-	p := &api.Placement{Node: o.node, Zone: o.zone}
+	p := &api.Placement{Node: o.node, Zone: o.zone, MaxPerNode: o.maxPerNode}
 	if p.NodeLabels, err = Pairs("node-label", o.nodeLabels); err != nil {
 		return err
 	}
@@ -301,7 +327,22 @@ func (o *Instance) setPlacement(in *api.Instance) (err error) {
 			*list.out = append(*list.out, t)
 		}
 	}
-	if len(o.node)+len(o.zone)+len(p.NodeLabels)+len(p.Spread)+len(p.Tolerate)+len(p.Avoid)+len(p.Near) > 0 {
+	for _, s := range o.prefer {
+		key, values, ok := strings.Cut(s, "=")
+		if !ok || key == "" || values == "" {
+			return BadFlag("prefer-node-label", s, "must be key=value[,value…]", "disk=ssd,nvme")
+		}
+		p.Nodes = append(p.Nodes, api.NodeTerm{Key: key, Values: strings.Split(values, ","), Weight: 1})
+	}
+	if o.gang != "" {
+		name, size, ok := strings.Cut(o.gang, ":")
+		n, err := strconv.Atoi(size)
+		if !ok || name == "" || err != nil {
+			return BadFlag("gang", o.gang, "must be NAME:SIZE", "train-7:8")
+		}
+		p.Gang = &api.Gang{Name: name, Size: n}
+	}
+	if !reflect.DeepEqual(*p, api.Placement{NodeLabels: p.NodeLabels}) || len(p.NodeLabels) > 0 {
 		in.Spec.Placement = p
 	}
 	return nil

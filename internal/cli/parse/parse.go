@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -172,6 +173,34 @@ func Pairs(flag string, list []string) (map[string]string, error) {
 			if k == "" {
 				return nil, BadFlag(flag, s, "must be key=value", "app=db")
 			}
+			out[k] = v
+		}
+	}
+	return out, nil
+}
+
+// Amounts puts "cpu=2,memory=-" over amounts; - takes one away.
+func Amounts(flag string, have api.Resources, list []string) (api.Resources, error) {
+	out := have.Clone()
+	for _, part := range strings.Split(strings.Join(list, ","), ",") {
+		if part == "" {
+			continue
+		}
+		if name, ok := strings.CutSuffix(part, "=-"); ok {
+			if !slices.Contains(api.ResourceNames(), api.Resource(name)) {
+				return nil, BadFlag(flag, part, "unknown resource "+name, "cpu=-")
+			}
+			delete(out, api.Resource(name))
+			continue
+		}
+		m, err := api.ParseResources(part)
+		if err != nil {
+			return nil, BadFlag(flag, part, err.Error(), "cpu=1,memory=2Gi")
+		}
+		if out == nil {
+			out = api.Resources{}
+		}
+		for k, v := range m {
 			out[k] = v
 		}
 	}
