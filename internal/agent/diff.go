@@ -122,20 +122,22 @@ func leave(s situation) decision {
 	d := decision{acts: []action{actTeardown}}
 	if s.in != nil {
 		d.status = s.in.Status
-		ours := s.as != nil && s.as.Spec.Node == s.node && s.as.Spec.InstanceUID == s.in.UID
-		if s.in.DeletedAt != nil && (ours || s.in.Status.Node == s.node) {
+		assigned := s.as != nil && s.as.Spec.Node != "" && s.as.Spec.InstanceUID == s.in.UID
+		ours := assigned && s.as.Spec.Node == s.node
+		// Where it moved to, it may be starting already: removing it is that node's.
+		if s.in.DeletedAt != nil && (ours || !assigned && s.in.Status.Node == s.node) {
 			d.acts = append(d.acts, actForget)
 		}
 	}
 	return d
 }
 
-// noteExit writes down how it ended, once per end.
+// noteExit writes down how it ended, once per end, also when the clock was put back between start and end.
 func noteExit(s situation, st *api.InstanceStatus) {
 	switch {
 	case s.seen != nil && s.seen.Phase == driver.PhaseExited:
 		if st.State == api.StateRunning || st.State == api.StateStopping || st.FinishedAt == nil ||
-			st.StartedAt != nil && st.FinishedAt.Before(*st.StartedAt) {
+			st.StartedAt != nil && st.FinishedAt.Before(*st.StartedAt) && !st.FinishedAt.Equal(s.seen.FinishedAt) {
 			end(st, s.seen.ExitCode, s.seen.OOMKilled, s.seen.FinishedAt)
 		}
 	case (s.seen == nil || s.seen.Phase == driver.PhaseBroken) && st.State == api.StateRunning:

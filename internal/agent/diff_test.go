@@ -41,6 +41,8 @@ func TestNext(t *testing.T) {
 		"another of that name":   {func(s *situation) { s.as.Spec.InstanceUID = "other" }, []action{actTeardown}, "", ""},
 		"deleted":                {func(s *situation) { s.in.DeletedAt = &now }, []action{actTeardown, actForget}, "", ""},
 		"deleted, moved away":    {func(s *situation) { s.in.DeletedAt = &now; s.as.Spec.Node = "n2" }, []action{actTeardown}, "", ""},
+		"deleted, was here":      {func(s *situation) { s.in.DeletedAt = &now; s.in.Status.Node = "n1"; s.as.Spec.Node = "" }, []action{actTeardown, actForget}, "", ""},
+		"deleted, starts there":  {func(s *situation) { s.in.DeletedAt = &now; s.in.Status.Node = "n1"; s.as.Spec.Node = "n2" }, []action{actTeardown}, "", ""},
 		"ended well, always":     {func(s *situation) { ran(s, 0, t0) }, nil, api.StateBackoff, reasonCompleted},
 		"ended well, pause over": {func(s *situation) { ran(s, 0, t0.Add(-time.Second)) }, []action{actStart}, api.StateStopped, reasonCompleted},
 		"ended well, never":      {func(s *situation) { ran(s, 0, t0); s.in.Spec.Restart = "never" }, nil, api.StateStopped, reasonCompleted},
@@ -112,5 +114,17 @@ func TestLimitsAreNotInTheFingerprint(t *testing.T) {
 	b.Command = []string{"y"}
 	if fingerprint(&a) == fingerprint(&b) {
 		t.Fatal("the command does not change the fingerprint")
+	}
+}
+
+// A clock that was put back makes an end come before its start; it is still one end.
+func TestAnEndIsNotedOnce(t *testing.T) {
+	s := given(func(s *situation) { ran(s, 1, t0.Add(-3*time.Hour)) })
+	s.in.Status = next(s).status
+	if s.in.Status.QuickExits != 1 {
+		t.Fatalf("%+v", s.in.Status)
+	}
+	if again := next(s).status; again.QuickExits != 1 {
+		t.Fatalf("the same end counts again: %+v", again)
 	}
 }
