@@ -36,6 +36,7 @@ var floors = map[string]int{
 	"internal/audit":   11,
 	"internal/auth":    11,
 	"internal/tunnel":  11,
+	"internal/trace":   10,
 	"internal/trace/…": 11, // readers of recorded loads
 	// 1 images: their words and files, then what is done with them, then the store of them
 	"internal/image/oci":      11,
@@ -73,6 +74,7 @@ var floors = map[string]int{
 	"internal/cli/pool":     39,
 	"internal/server/…":     39, // what the server reads and writes in its own way
 	"internal/sim/scenario": 39,
+	"internal/sim/report":   39,
 	"internal/server":       40,
 	"internal/cli":          40,
 	"internal/sim":          40,

@@ -2,129 +2,239 @@ package sim
 
 import (
 	"context"
-	"fmt"
+	"time"
 
 	"atoll/api"
-	"atoll/internal/driver"
 	"atoll/internal/policy"
 	"atoll/internal/sched"
 	"atoll/internal/store"
 )
 
-// check looks at the whole pool after everything settled. The rules:
-// no node is given more than it has; every instance that should be there is; each
-// has at most one assignment, and runs on the node it names and nowhere else; no
-// two have the same address; nothing runs that was removed; nobody waits for a
-// node while one has room.
-func (p *Pool) check(ctx context.Context) error {
-	ins, _, err := store.List[*api.Instance](ctx, p.mem, api.Selector{Kind: api.KindInstance})
-	if err != nil {
-		return err
+const (
+	// patience is how long a healthy host may take to remove what it was asked to.
+	patience = 10 * time.Minute
+	// probes bounds how many of those that wait are looked at in one check.
+	probes = 20
+	// large is a pool where those that wait are looked at with the samples only.
+	large = 2000
+)
+
+// check looks at what changed since the last check. The rules:
+//
+//   - no host is given more than its rule allows;
+//   - every instance that should be there is, and has one assignment;
+//   - it runs on the host that names, once, and nowhere else;
+//   - no two have the same address;
+//   - nobody waits for a host while one has room.
+func (w *World) check(ctx context.Context, sample bool) error {
+	b := w.books
+	for _, h := range b.moved {
+		h.loaded = false
+		w.checkHost(h)
 	}
-	asg, _, err := store.List[*api.Assignment](ctx, p.mem, api.Selector{Kind: api.KindAssignment})
-	if err != nil {
-		return err
-	}
-	nodes, _, err := store.List[*api.Node](ctx, p.mem, api.Selector{Kind: api.KindNode})
-	if err != nil {
-		return err
-	}
-	view := policy.NewView()
-	for _, n := range nodes {
-		view.SetNode(n)
-	}
-	byUID := map[string]*api.Instance{}
-	for _, in := range ins {
-		byUID[in.UID] = in
-	}
-	if len(ins) != len(p.dies) {
-		p.violate("%d instances are in the store, %d should be", len(ins), len(p.dies))
-	}
-	where := p.assigned(view, asg, byUID)
-	p.report.Running, p.report.Pending = 0, 0
-	for _, h := range p.hosts {
-		if err := p.checkHost(ctx, h, byUID, where); err != nil {
-			return err
+	b.moved = b.moved[:0]
+	var again []*rec
+	for _, r := range b.touched {
+		r.touched = false
+		if !w.checkRec(r) {
+			again = append(again, r)
 		}
 	}
-	p.fill(view)
-	plan := sched.NewPlanner(view, p.sc.Chain, 0)
-	for _, in := range ins {
-		if where[in.UID] != "" {
+	b.checks += len(b.touched)
+	b.touched = b.touched[:0]
+	for _, r := range again {
+		b.touch(r)
+	}
+	if sample && len(b.asgs) != b.decided {
+		w.violate("there are %d assignments for %d instances that have one", len(b.asgs), b.decided)
+	}
+	if len(b.waiting) > 0 && b.changedAt && (sample || b.live < large) {
+		return w.checkWaiting(ctx)
+	}
+	return nil
+}
+
+// checkHost holds a host to what it has.
+func (w *World) checkHost(h *host) {
+	b := w.books
+	if !h.known {
+		return
+	}
+	for i, name := range b.names {
+		most := h.room[i]
+		if i == b.cpu {
+			most = allowed(h)
+			if limit := percent(h.room[i], h.object.Spec.Overcommit.Guaranteed); h.usedFull > limit {
+				w.violate("%s promises %s of CPU to the class guaranteed, its rule allows %s", h.name,
+					api.FormatQuantity(name, h.usedFull), api.FormatQuantity(name, limit))
+			}
+		}
+		if h.used[i] > most && (h.room[i] > 0 || i == b.gpu) {
+			w.violate("%s is given %s of %s, its rule allows %s", h.name, api.FormatQuantity(name, h.used[i]), name, api.FormatQuantity(name, most))
+		}
+	}
+}
+
+// allowed is the CPU that may be promised on a host to all classes together.
+func allowed(h *host) int64 {
+	o := h.object.Spec.Overcommit
+	return percent(h.room[h.cpu], max(o.Burstable, o.Guaranteed))
+}
+
+func percent(v int64, p int) int64 {
+	if p == 0 {
+		return v
+	}
+	return v * int64(p) / 100
+}
+
+// checkRec holds an instance to its rules; false: it has to be looked at again, as a
+// host is still at work or cannot be reached.
+func (w *World) checkRec(r *rec) bool {
+	if !r.gone && !r.decided && !r.asked && r.req != nil {
+		w.violate("%s has no assignment, not even one that says why it waits", r.ref)
+	}
+	done := true
+	for _, h := range r.on {
+		switch {
+		case h == r.node && !r.gone:
+		case !h.reached() || h.busy(w.clk.Now()):
+			done = false
+		default:
+			w.violate("%s runs on %s, but is assigned to %q", r.ref, h.name, r.nodeName)
+		}
+	}
+	if r.asked && !r.gone && r.node != nil {
+		if r.node.reached() && !r.node.busy(w.clk.Now()) && w.books.now-r.removal > patience {
+			w.violate("%s should be gone since %s", r.ref, w.books.now-r.removal)
+		}
+		done = false
+	}
+	return done
+}
+
+// checkWaiting looks whether somebody waits in vain. What has room is found by adding
+// up; whether the policies would really allow it is then asked of them, with a view
+// of the pool made from scratch.
+func (w *World) checkWaiting(ctx context.Context) error {
+	b := w.books
+	if b.leaving > 0 {
+		return nil // room is being made for somebody: it is not free for others
+	}
+	b.changedAt = false
+	var view *policy.View
+	for _, r := range b.waiting[:min(len(b.waiting), probes)] {
+		b.checks++
+		if r.free && !w.roomFor(r) || !r.free && w.ghosts() {
 			continue
 		}
-		p.report.Pending++
-		if node := plan.Decide(policy.ItemOf(in)).Node; node != "" {
-			p.violate("%s waits while %s has room", api.RefOf(in), node)
+		in, err := store.Get[*api.Instance](ctx, w.view, r.ref)
+		if err != nil {
+			return err
+		}
+		if in.Spec.Placement != nil && in.Spec.Placement.Gang != nil {
+			continue // waits for its fellows
+		}
+		if view == nil {
+			if view, err = w.scratch(ctx); err != nil {
+				return err
+			}
+		}
+		if p := sched.Plan(view, []*policy.Item{policy.ItemOf(in)}, w.chain, 1); p[0].Node != "" && !w.nominated(ctx) {
+			w.inVain(r, p[0].Node)
+		} else {
+			r.vain = 0
 		}
 	}
 	return nil
 }
 
-// assigned fills the view and looks for double addresses and orphans.
-func (p *Pool) assigned(view *policy.View, asg []*api.Assignment, byUID map[string]*api.Instance) map[string]string {
-	where, addrs := map[string]string{}, map[string]string{}
-	for _, a := range asg {
-		in := byUID[a.Spec.InstanceUID]
-		if in == nil {
-			p.violate("%s is for an instance that is no more", api.RefOf(a))
+// retry is how soon what waits for others to be placed, as with spread, is tried again.
+const retry = 35 * time.Second
+
+// inVain is told that an instance waits while a host has room. What has conditions on
+// where it runs may do so for a while: what makes room for it is not only that others go.
+func (w *World) inVain(r *rec, node string) {
+	now := w.books.now + 1 // never zero
+	switch {
+	case r.free, r.vain > 0 && now-r.vain >= retry:
+		w.violate("%s waits while %s has room", r.ref, node)
+	case r.vain == 0:
+		r.vain = now
+		w.agenda.note(w.clk.Now().Add(retry), func(context.Context) error {
+			w.books.changedAt = true
+			return nil
+		})
+	}
+}
+
+// ghosts reports whether something is still assigned to a host that was taken out of
+// the pool. Where that counts for spread and affinity is not settled, so nobody can say
+// what has room.
+func (w *World) ghosts() bool {
+	for _, h := range w.hosts {
+		if !h.member && len(h.recs) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// nominated reports whether somebody waits for a place that was promised to it.
+func (w *World) nominated(ctx context.Context) bool {
+	for _, r := range w.books.waiting {
+		a, err := store.Get[*api.Assignment](ctx, w.view, api.Ref{Kind: api.KindAssignment, Tenant: r.ref.Tenant, Name: r.ref.Name})
+		if err == nil && a.Spec.Decision != nil && len(a.Spec.Decision.Refusals) > 0 && a.Spec.Decision.Refusals[0].Policy == "preemption" {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *World) roomFor(r *rec) bool {
+	b := w.books
+	for _, h := range w.hosts {
+		if !h.known || h.object.Spec.Cordoned || !h.object.Ready() {
 			continue
 		}
+		fits := true
+		for i, v := range r.req {
+			most := h.room[i]
+			if i == b.cpu {
+				most = allowed(h)
+			}
+			fits = fits && (v == 0 || h.used[i]+v <= most)
+		}
+		if fits {
+			return true
+		}
+	}
+	return false
+}
+
+// scratch makes a view from what is in the store, as a new placement controller would.
+func (w *World) scratch(ctx context.Context) (*policy.View, error) {
+	v := policy.NewView()
+	nodes, _, err := store.List[*api.Node](ctx, w.view, api.Selector{Kind: api.KindNode})
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range nodes {
+		v.SetNode(n)
+	}
+	asg, _, err := store.List[*api.Assignment](ctx, w.view, api.Selector{Kind: api.KindAssignment})
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range asg {
 		if a.Spec.Node == "" {
 			continue
 		}
-		where[in.UID] = a.Spec.Node
-		view.Place(policy.ItemOf(in), a.Spec.Node, policy.AllocOf(&a.Spec))
-		if other := addrs[a.Spec.Address]; other != "" {
-			p.violate("%s and %s have the address %s", in.Name, other, a.Spec.Address)
+		in, err := store.Get[*api.Instance](ctx, w.view, api.Ref{Kind: api.KindInstance, Tenant: a.Tenant, Name: a.Name})
+		if err != nil || in.UID != a.Spec.InstanceUID || in.Spec.Stopped {
+			continue
 		}
-		addrs[a.Spec.Address] = in.Name
+		v.Place(policy.ItemOf(in), a.Spec.Node, policy.AllocOf(&a.Spec))
 	}
-	return where
-}
-
-func (p *Pool) checkHost(ctx context.Context, h *island, byUID map[string]*api.Instance, where map[string]string) error {
-	seen, err := h.rt.Observe(ctx)
-	if err != nil {
-		return err
-	}
-	for _, o := range seen {
-		if o.Phase == driver.PhaseRunning {
-			p.report.Running++
-		}
-		if byUID[o.UID] == nil {
-			p.violate("%s is on %s, but was removed", o.Ref, h.name)
-		} else if where[o.UID] != h.name {
-			p.violate("%s is on %s, but assigned to %q", o.Ref, h.name, where[o.UID])
-		}
-	}
-	return nil
-}
-
-// fill checks capacity and keeps the mean.
-func (p *Pool) fill(view *policy.View) {
-	var used, all int64
-	cpu := policy.Index(api.CPU)
-	for _, n := range view.Nodes {
-		for i, name := range api.ResourceNames() {
-			if n.Allocatable[i] > 0 && n.Used[i] > n.Allocatable[i] {
-				p.violate("%s is given %s of %s, it has %s", n.Name, api.FormatQuantity(name, n.Used[i]), name, api.FormatQuantity(name, n.Allocatable[i]))
-			}
-		}
-		used += n.Used[cpu]
-		all += n.Allocatable[cpu]
-	}
-	if all > 0 {
-		p.samples++
-		p.cpuSum += float64(used) / float64(all)
-		p.report.MeanCPU = p.cpuSum / float64(p.samples)
-	}
-}
-
-const maxViolations = 10
-
-func (p *Pool) violate(format string, args ...any) {
-	if len(p.report.Violations) < maxViolations {
-		p.report.Violations = append(p.report.Violations, fmt.Sprintf(format, args...))
-	}
+	return v, nil
 }

@@ -179,28 +179,30 @@ func (a *Arrival) Instance(name string, z Size) *api.Instance {
 func (s *Scenario) Expected() float64 {
 	sum := 0.0
 	for i := range s.Arrivals {
-		a := &s.Arrivals[i]
-		until := s.Duration
-		if a.Until > 0 {
-			until = min(a.Until, s.Duration)
-		}
-		minutes := max((until - a.From).D().Minutes(), 0)
-		n := 0.0
-		switch {
-		case a.Poisson != nil:
-			n = a.Poisson.PerMinute * minutes
-		case a.Daily != nil:
-			n = a.Daily.PerMinute * minutes
-		case a.Bursts != nil && a.Bursts.Every > 0:
-			n = (minutes/a.Bursts.Every.D().Minutes() + 1) * float64(a.Bursts.Size)
-		default:
-			n = float64(len(a.At))
-		}
-		n *= float64(a.Count)
-		if a.Most > 0 {
-			n = min(n, float64(a.Most))
-		}
-		sum += n
+		sum += s.Arrivals[i].Expected(s.Duration)
 	}
 	return sum
+}
+
+// Expected is about how many instances of the arrival come within d.
+func (a *Arrival) Expected(d api.Duration) float64 {
+	until := d
+	if a.Until > 0 {
+		until = min(a.Until, d)
+	}
+	minutes := max((until - a.From).D().Minutes(), 0)
+	n := float64(len(a.At))
+	switch {
+	case a.Poisson != nil:
+		n = a.Poisson.PerMinute * minutes
+	case a.Daily != nil:
+		n = a.Daily.PerMinute * minutes
+	case a.Bursts != nil && a.Bursts.Every > 0:
+		n = (minutes/a.Bursts.Every.D().Minutes() + 1) * float64(a.Bursts.Size)
+	}
+	n *= float64(a.Count)
+	if a.Most > 0 {
+		n = min(n, float64(a.Most))
+	}
+	return n
 }

@@ -251,3 +251,25 @@ type Policies struct {
 	Seed      uint64             `json:"seed,omitempty" doc:"of the choice between equal hosts" default:"1"`
 	Unlimited bool               `json:"unlimited,omitempty" doc:"no admission: limits and guarantees are not kept at the door, and what finds no room waits"`
 }
+
+// Bounds are the watts with nothing to do and at full load.
+func (p *Power) Bounds() (idle, most float64) {
+	if n := len(p.Curve); n > 0 {
+		return p.Curve[0], p.Curve[n-1]
+	}
+	return p.Idle, p.Max
+}
+
+// At is what a host draws at a share of its CPU, from 0 to 1.
+func (p *Power) At(load float64) float64 {
+	load = min(max(load, 0), 1)
+	if n := len(p.Curve); n > 0 {
+		x := load * float64(n-1)
+		i := min(int(x), n-2)
+		return p.Curve[i] + (p.Curve[i+1]-p.Curve[i])*(x-float64(i))
+	}
+	return p.Idle + (p.Max-p.Idle)*load
+}
+
+// Known reports whether anything is said.
+func (p *Power) Known() bool { return p.Max > 0 || len(p.Curve) > 0 }
