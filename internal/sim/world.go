@@ -112,8 +112,6 @@ func New(ctx context.Context, sc *scenario.Scenario, opt Options) (*World, error
 		q.Clock = w.ctl
 		w.gate = q
 	}
-	if debugHook != nil {
-		w.gate = debugHook(w)
 	w.books.violate, w.books.onStart, w.books.onEnd = w.violate, w.started, w.ended
 	w.meter = newMeter(w)
 	var err error
