@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"reflect"
@@ -387,5 +388,34 @@ func TestGuess(t *testing.T) {
 	}
 	if g[3].variance < 2 {
 		t.Errorf("a load of 0 and 4 in turns: %+v", g[3])
+	}
+}
+
+func BenchmarkPlan(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		config Config
+	}{{"at once", Config{}}, {"in turn, 200 moves", Config{InTurn: true, MaxMoves: 200}}} {
+		b.Run(c.name, func(b *testing.B) {
+			chance := rand.New(rand.NewPCG(1, 1))
+			var p Pool
+			for h := range 1000 {
+				p.Hosts = append(p.Hosts, Host{Name: fmt.Sprint("h", h), CPU: 64, Capacity: Vector{256, 8}, Watts: curve})
+				for range 20 {
+					load := make([]float64, 48)
+					for k := range load {
+						load[k] = chance.Float64() * 3
+					}
+					p.Instances = append(p.Instances, Instance{Host: h, Size: 4, Load: load, Request: Vector{int64(1 + chance.IntN(20)), int64(chance.IntN(20) / 19)}, Cost: 10, Rested: Never})
+				}
+			}
+			p.Shapes = []Vector{{64, 4}}
+			b.ResetTimer()
+			for b.Loop() {
+				if len(Plan(p, c.config)) == 0 {
+					b.Fatal("no moves")
+				}
+			}
+		})
 	}
 }

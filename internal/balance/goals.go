@@ -205,15 +205,24 @@ func (pl *plan) emptyBy(o order) []clearing {
 		return cmp.Or(cmp.Compare(worth[b], worth[a]), cmp.Compare(pl.places[a].mean, pl.places[b].mean))
 	})
 	var out []clearing
-	used := 0
+	used, failed := 0, 0
+	pl.tries = 0
 	for _, h := range hosts {
-		if c, ok := pl.emptyOne(h, pl.left()-used); ok {
+		c, ok := pl.emptyOne(h, pl.left()-used)
+		if failed++; failed > patience {
+			break
+		}
+		if ok {
 			out = append(out, c)
-			used += len(c.steps)
+			used, failed = used+len(c.steps), 0
 		}
 	}
 	return out
 }
+
+// patience is after how many hosts in a row that could not be emptied the rest is not
+// tried: they are fuller, and a large pool must not be searched in vain.
+const patience = 64
 
 func (pl *plan) undo(c clearing) {
 	for k := len(c.steps) - 1; k >= 0; k-- {
@@ -280,8 +289,8 @@ func (pl *plan) emptyOne(h, budget int) (clearing, bool) {
 	return c, len(c.steps) <= budget
 }
 
-// ways bounds the search for somebody who could make way.
-const ways = 4096
+// ways bounds the search for those who could make way, over a whole plan.
+const ways = 2048
 
 // wayFor moves one smaller instance out of the way of another that fits nowhere, in
 // turn. The step is made; its from is where there is room now.
@@ -289,7 +298,6 @@ func (pl *plan) wayFor(i int) (step, bool) {
 	if !pl.c.InTurn {
 		return step{}, false
 	}
-	tries := 0
 	for g := range pl.places {
 		if s := &pl.places[g]; s.off || s.emptied {
 			continue
@@ -298,7 +306,7 @@ func (pl *plan) wayFor(i int) (step, bool) {
 			if !pl.movable(j) || !pl.rested(j) || pl.bulk(j, g) >= pl.bulk(i, g) {
 				continue
 			}
-			if tries++; tries > ways {
+			if pl.tries++; pl.tries > ways {
 				return step{}, false
 			}
 			if to := pl.target(j, false); to >= 0 {

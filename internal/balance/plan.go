@@ -31,6 +31,7 @@ type plan struct {
 	places []place
 	moves  []Move
 	groups int
+	tries  int // see ways
 }
 
 // step is a move within a plan that may be taken back.
