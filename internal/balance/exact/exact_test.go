@@ -4,13 +4,19 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
+	"atoll/api"
 	"atoll/internal/balance"
 	"atoll/internal/errs"
+	"atoll/internal/policy"
+	"atoll/internal/policy/binpack"
+	"atoll/internal/policy/resource"
+	"atoll/internal/sched"
 )
 
 func solver(t *testing.T) string {
@@ -175,5 +181,55 @@ func TestConsolidationBesideTheBest(t *testing.T) {
 	t.Logf("%d pools: %.0f W before, %.0f W after, %.0f W at best: %.1f %% above the best, %.0f %% of the saving there was", cases, before, ours, optimum, gap, 100*(before-ours)/(before-optimum))
 	if gap > 15 {
 		t.Errorf("consolidation stays %.1f %% above the best", gap)
+	}
+}
+
+// How many of the instances that could all be placed, or the most that could, the
+// scheduler places when it sees them one by one: on small random pools that are asked
+// for about what they have.
+func TestPlacementBesideTheBest(t *testing.T) {
+	path := solver(t)
+	chain := policy.Chain{Filters: []policy.Filter{resource.New()}, Scorers: []policy.Weighted{{Scorer: binpack.New(), Weight: 1}}}
+	var ours, optimum int
+	const cases = 25
+	for seed := range uint64(cases) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		v, p := policy.NewView(), Problem{}
+		var free [2]int64
+		for h := range 6 {
+			c := [2]int64{int64(8 + 4*r.IntN(3)), int64(8 + 4*r.IntN(3))}
+			free[0], free[1] = free[0]+c[0], free[1]+c[1]
+			v.SetNode(&api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: fmt.Sprint("n", h)}},
+				Status: api.NodeStatus{Allocatable: api.Resources{api.CPU: c[0], api.Memory: c[1]}}})
+			p.Hosts = append(p.Hosts, Host{Capacity: c[:]})
+		}
+		var items []*policy.Item
+		for i := 0; free[0] > 0 && free[1] > 0; i++ {
+			a := [2]int64{int64(1 + r.IntN(5)), int64(1 + r.IntN(5))}
+			free[0], free[1] = free[0]-a[0], free[1]-a[1]
+			items = append(items, policy.ItemOf(&api.Instance{Head: api.Head{K: api.KindInstance, Meta: api.Meta{Name: fmt.Sprint("i", i), Tenant: "t", UID: fmt.Sprint("u", i)}},
+				Spec: api.InstanceSpec{Requests: api.Resources{api.CPU: a[0], api.Memory: a[1]}}}))
+			p.Items = append(p.Items, Item{Request: a[:], Host: Nowhere, Without: 1})
+		}
+		s, err := Solve(context.Background(), path, &p, 5*time.Second)
+		if err != nil {
+			t.Fatalf("case %d: %v", seed, err)
+		}
+		placed := 0
+		for _, x := range sched.Plan(v, items, chain, seed) {
+			if x.Node != "" {
+				placed++
+			}
+		}
+		best := len(items) - int(s.Price+0.5)
+		if s.Proven && placed > best {
+			t.Fatalf("case %d: %d placed, at most %d can be", seed, placed, best)
+		}
+		ours, optimum = ours+placed, optimum+best
+	}
+	gap := 100 * (1 - float64(ours)/float64(optimum))
+	t.Logf("%d pools: %d placed of at most %d: %.1f %% fewer", cases, ours, optimum, gap)
+	if gap > 10 {
+		t.Errorf("placement one by one stays %.1f %% behind the best", gap)
 	}
 }
