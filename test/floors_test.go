@@ -69,6 +69,7 @@ var floors = map[string]int{
 	"internal/cli/verb":     36,
 	"internal/cli/live":     37,
 	"internal/cli/object":   37,
+	"internal/cli/plan":     37,
 	"internal/cli/setup":    37,
 	"internal/cli/tell":     38,
 	"internal/cli/pool":     39,

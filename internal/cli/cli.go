@@ -1,6 +1,6 @@
 // Package cli is the command line: the list of all verbs, the tree made of them, and
 // the exit code. The verbs are in packages by subject (live, object, tell, pool,
-// setup), one file per verb, each an options struct with its flags and its run. They
+// plan, setup), one file per verb, each an options struct with its flags and its run. They
 // speak to a pool only through conn.Client and know nothing of how things are stored,
 // placed or run, so that the program starts in a few milliseconds; what a verb needs
 // is made when the verb runs.
@@ -22,6 +22,7 @@ import (
 	"atoll/api"
 	"atoll/internal/cli/live"
 	"atoll/internal/cli/object"
+	"atoll/internal/cli/plan"
 	"atoll/internal/cli/pool"
 	"atoll/internal/cli/render"
 	"atoll/internal/cli/setup"
@@ -36,7 +37,7 @@ func Commands() []verb.Def {
 		live.Run(), live.Create(), live.Exec(), live.Attach(), tell.Logs(), live.Cp(),
 		live.Start(), live.Stop(), live.Restart(),
 		object.Get(), tell.Describe(), object.Apply(), object.Edit(), object.Delete(), object.Wait(),
-		tell.Why(), tell.Explain(), tell.Events(), tell.Top(), tell.Resources(),
+		tell.Why(), tell.Explain(), tell.Events(), tell.Top(), plan.Plan(), tell.Resources(),
 		pool.Tenant(), pool.Node(), pool.Image(), pool.User(), pool.Token(), pool.Role(),
 		setup.Use(), setup.Login(), setup.Backup(), setup.Doctor(), setup.Version(), completionVerb(),
 	}

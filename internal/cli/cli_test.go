@@ -306,7 +306,7 @@ func TestRunNoCapacity(t *testing.T) {
 		r := newRig(t)
 		r.must(t, "tenant", "create", "acme")
 		r.fails(t, 5, "error: no node can run instance/acme/keen-crab: 64 CPU requested\n"+
-			"  1 node: not enough CPU (largest free: isle1, 2 of 2)\n"+
+			"  1 node: not enough CPU (closest isle1: CPU 2 free of 2)\n"+
 			"  what would help: at most --cpu 2\n(exit 5: no capacity; nothing was created)\n", args...)
 		r.waitGone(t, "keen-crab")
 	}

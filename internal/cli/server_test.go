@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"atoll/cmd/atolld/builtin"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/server"
@@ -29,7 +30,7 @@ func serveWorld(t testing.TB, r *rig) {
 	hub := tunnel.NewHub()
 	dial, wait := tunnel.Local(ctx, r.world.serve)
 	hub.Register("isle1", dial)
-	srv := server.New(server.Deps{Store: r.world.Mem, Auth: auth.New(clock.Real{}, auth.Config{}), Hub: hub, Clock: clock.Real{}, Rand: rand.Reader, Version: "0.1.0-test"}, server.Config{})
+	srv := server.New(server.Deps{Store: r.world.Mem, Auth: auth.New(clock.Real{}, auth.Config{}), Hub: hub, Clock: clock.Real{}, Rand: rand.Reader, Version: "0.1.0-test", Chain: builtin.Policies()}, server.Config{})
 	if err := srv.LoadAuth(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -59,6 +59,7 @@ func newWorld(t testing.TB, cpu int64) *world {
 	n.Status.Capacity = api.Resources{api.CPU: cpu, api.Memory: 8 << 30}
 	n.Status.Allocatable = n.Status.Capacity
 	n.Status.Conditions = []api.Condition{{Type: "Ready", Status: true}}
+	n.Status.Drivers = []api.Capability{{Type: "runtime", Name: "container"}}
 	w.put(n)
 	w.wait.Go(func() { w.run(ctx) })
 	t.Cleanup(w.close)
@@ -255,7 +256,7 @@ func (w *world) decide(in *api.Instance) *api.Assignment {
 	a.Spec = api.AssignmentSpec{InstanceUID: in.UID, Generation: 1, Decision: d}
 	if in.Spec.Requests[api.CPU] > w.cpu {
 		d.Nodes = []api.NodeVerdict{{Node: "isle1", Reason: "not enough CPU"}}
-		d.Refusals = []api.Refusal{{Policy: "resources", Reason: "not enough CPU", Nodes: 1, Best: "largest free: isle1, 2 of 2"}}
+		d.Refusals = []api.Refusal{{Policy: "resources", Reason: "not enough CPU", Nodes: 1, Best: "isle1: CPU 2 free of 2"}}
 		d.Hints = []string{"at most --cpu 2"}
 		return a
 	}
@@ -627,6 +628,11 @@ func (w *world) Usage(ctx context.Context, _ string) (api.UsageReport, error) {
 		}
 	}
 	return rep, err
+}
+
+// Plan needs a scheduler, which only the real server has.
+func (w *world) Plan(context.Context, string, api.PlanRequest) (api.PlanAnswer, error) {
+	return api.PlanAnswer{}, errs.New(errs.Unsupported, "no plans here")
 }
 
 // WhoAmI is root.

@@ -88,7 +88,7 @@ func (p *Plan) put(t *trial, it *policy.Item, place *api.PlanPlace) bool {
 	pl := p.planner.Decide(it)
 	p.planner.Terse = false
 	if pl.Node == "" {
-		place.Decision = &pl.Decision
+		place.Decision = t.others(&pl.Decision)
 		t.wait(it)
 		return false
 	}

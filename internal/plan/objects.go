@@ -28,8 +28,13 @@ func (p *Plan) objects(ctx context.Context, objs []api.Object) (*api.PlanAnswer,
 	before := then.promised(then.pending)
 	q := &queue{Plan: then, trial: t, answer: a, at: map[string]int{}}
 	for _, o := range objs {
-		if in, ok := o.(*api.Instance); ok {
-			q.add(in)
+		switch o := o.(type) {
+		case *api.Instance:
+			q.add(o)
+		case *api.Node:
+			if then.view.Node(o.Name) == nil {
+				a.Notes = append(a.Notes, fmt.Sprintf("node %s is not there: it takes part when its agent runs (atoll plan add plays it)", o.Name))
+			}
 		}
 	}
 	if a.Places == nil {
@@ -90,7 +95,7 @@ func (q *queue) add(in *api.Instance) {
 	case where != "":
 		q.change(it, in, where, &place)
 	case in.Spec.Stopped:
-		place.Stays = "stopped: it takes no room until it is started"
+		place.Stays = "it is stopped, and takes no room until it is started"
 	default:
 		q.items = append(q.items, it)
 		q.at[in.UID] = len(q.answer.Places)

@@ -69,32 +69,70 @@ func New(pool Pool, chain policy.Chain, seed uint64) *Plan {
 	for _, a := range pool.Assignments {
 		assigned[name{a.Tenant, a.Name}] = a
 	}
+	placed := make([]spot, 0, len(pool.Instances))
 	for _, in := range pool.Instances {
 		a := assigned[name{in.Tenant, in.Name}]
-		if a != nil && (a.Spec.InstanceUID != in.UID || a.Spec.Node == "") {
-			a = nil
+		it := policy.ItemAt(in, p.ranks.of(in).Value)
+		switch {
+		case a != nil && a.Spec.InstanceUID == in.UID && a.Spec.Node != "":
+			if in.Spec.Stopped {
+				it = it.Idle()
+			}
+			placed = append(placed, spot{it, &a.Spec})
+			if over(in) {
+				p.fixed[in.UID] = true
+			}
+		case !over(in):
+			p.view.Wait(it)
+			p.pending = append(p.pending, it)
+			p.waits[it.UID] = true
 		}
-		p.load(in, a)
+	}
+	p.warm(placed)
+	for _, s := range placed {
+		p.view.Place(s.item, s.on.Node, policy.AllocOf(s.on))
 	}
 	p.planner = sched.NewPlanner(p.view, chain, seed)
 	return p
 }
 
-func (p *Plan) load(in *api.Instance, a *api.Assignment) {
-	it := policy.ItemAt(in, p.ranks.of(in).Value)
-	switch {
-	case a != nil:
-		if in.Spec.Stopped {
-			it = it.Idle()
+// spot is what is placed, and where.
+type spot struct {
+	item *policy.Item
+	on   *api.AssignmentSpec
+}
+
+// maxWarm bounds how many kinds of items are prepared for.
+const maxWarm = 1000
+
+// warm asks the policies about one item of each kind while little is placed: what
+// they count is then counted as the rest is placed, not over all of it for each kind.
+func (p *Plan) warm(placed []spot) {
+	kinds := map[string]bool{}
+	var first []spot
+	for _, s := range placed {
+		if !kinds[s.item.Key()] {
+			kinds[s.item.Key()] = true
+			first = append(first, s)
+			if len(first) >= maxWarm {
+				break
+			}
 		}
-		p.view.Place(it, a.Spec.Node, policy.AllocOf(&a.Spec))
-		if over(in) {
-			p.fixed[in.UID] = true
+	}
+	for _, s := range first {
+		p.view.Place(s.item, s.on.Node, policy.Alloc{})
+	}
+	p.view.Arrange()
+	for _, s := range first {
+		for _, f := range p.chain.Filters {
+			_ = f.Check(p.view, s.item)
 		}
-	case !over(in):
-		p.view.Wait(it)
-		p.pending = append(p.pending, it)
-		p.waits[it.UID] = true
+		for _, w := range p.chain.Scorers {
+			_ = w.Grade(p.view, s.item)
+		}
+	}
+	for _, s := range first {
+		p.view.Unplace(s.item.UID)
 	}
 }
 

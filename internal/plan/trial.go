@@ -5,6 +5,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/policy"
+	"atoll/internal/sched"
 )
 
 // trial changes the view and takes it all back.
@@ -12,10 +13,11 @@ type trial struct {
 	*Plan
 	undo  []func()
 	items map[*policy.Node][]*policy.Item // as they were, in their order
+	gone  map[string]bool                 // hosts that are lost or cordoned in the trial
 }
 
 func (p *Plan) try() *trial {
-	return &trial{Plan: p, items: map[*policy.Node][]*policy.Item{}}
+	return &trial{Plan: p, items: map[*policy.Node][]*policy.Item{}, gone: map[string]bool{}}
 }
 
 // end restores the view.
@@ -51,18 +53,59 @@ func (t *trial) node(o *api.Node) {
 	t.undo = append(t.undo, func() { t.view.SetNode(was) })
 }
 
+// close puts an object that refuses everything in the place of a host's.
+func (t *trial) close(o *api.Node) {
+	if open(t.view.Node(o.Name)) {
+		t.gone[o.Name] = true
+	}
+	t.node(o)
+}
+
 // lose makes a host not ready, as it is when its agent is silent.
 func (t *trial) lose(n *policy.Node) {
 	o := *n.Object
 	o.Status.Conditions = []api.Condition{{Type: "Ready"}}
-	t.node(&o)
+	t.close(&o)
 }
 
 // cordon makes a host take nothing new.
 func (t *trial) cordon(n *policy.Node) {
 	o := *n.Object
 	o.Spec.Cordoned = true
-	t.node(&o)
+	t.close(&o)
+}
+
+// others leaves out of a decision what it says of hosts that the trial itself closed.
+func (t *trial) others(d *api.Decision) *api.Decision {
+	if len(t.gone) == 0 {
+		return d
+	}
+	d.Of -= len(t.gone)
+	d.Nodes = slices.DeleteFunc(d.Nodes, func(n api.NodeVerdict) bool { return t.gone[n.Node] })
+	why := map[string]int{}
+	for name := range t.gone {
+		if o := t.view.Node(name).Object; o.Ready() {
+			why["node is cordoned"]++
+		} else {
+			why["node is not ready"]++
+		}
+	}
+	host := false
+	d.Refusals = slices.DeleteFunc(d.Refusals, func(r api.Refusal) bool {
+		left := r.Nodes > why[r.Reason]
+		host = host || r.Policy == "host" && left
+		return !left
+	})
+	for i := range d.Refusals {
+		r := &d.Refusals[i]
+		if r.Nodes -= why[r.Reason]; why[r.Reason] > 0 {
+			r.Best = ""
+		}
+	}
+	if !host {
+		d.Hints = slices.DeleteFunc(d.Hints, func(h string) bool { return h == sched.HintNodes })
+	}
+	return d
 }
 
 // off takes an item off its host.

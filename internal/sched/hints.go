@@ -7,6 +7,9 @@ import (
 	"atoll/internal/policy"
 )
 
+// HintNodes is the hint about refusals for the state of hosts.
+const HintNodes = "see 'atoll get nodes -o wide' and 'atoll describe node/NAME'"
+
 // hints says what would help.
 func hints(v *policy.View, it *policy.Item, refusals []api.Refusal) []string {
 	if len(v.Nodes) == 0 {
@@ -18,7 +21,7 @@ func hints(v *policy.View, it *policy.Item, refusals []api.Refusal) []string {
 		case "resources":
 			out = append(out, lackHints(v, it)...)
 		case "host":
-			out = append(out, "see 'atoll get nodes -o wide' and 'atoll describe node/NAME'")
+			out = append(out, HintNodes)
 		case "ports":
 			out = append(out, "publish on another port, or leave the host's port out")
 		}
@@ -31,13 +34,27 @@ func lackHints(v *policy.View, it *policy.Item) []string {
 	for i, name := range api.ResourceNames() {
 		most, size := int64(0), int64(0)
 		for _, n := range v.Nodes {
+			if !n.Object.Ready() || n.Object.Spec.Cordoned {
+				continue
+			}
 			most, size = max(most, n.Free(i)), max(size, n.Allocatable[i])
 		}
-		if it.Request[i] > most && (name == api.CPU || name == api.Memory || name == api.Disk) {
+		switch {
+		case it.Request[i] <= most || name != api.CPU && name != api.Memory && name != api.Disk:
+		case most <= 0 && size > 0:
+			out = append(out, fmt.Sprintf("no node has any %s free now (the largest has %s)", word(name), api.HumanQuantity(name, size)))
+		case most > 0:
 			out = append(out, fmt.Sprintf("at most %s=%s fits on one node now (the largest node has %s)", name, api.HumanQuantity(name, most), api.HumanQuantity(name, size)))
 		}
 	}
 	return out
+}
+
+func word(r api.Resource) string {
+	if r == api.CPU {
+		return "CPU"
+	}
+	return string(r)
 }
 
 func unique(in []string) []string {

@@ -47,7 +47,7 @@ func pool(caps ...int64) *policy.View {
 	v := policy.NewView()
 	for i, c := range caps {
 		v.SetNode(&api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: fmt.Sprintf("n%02d", i)}},
-			Status: api.NodeStatus{Allocatable: api.Resources{api.CPU: c}}})
+			Status: api.NodeStatus{Allocatable: api.Resources{api.CPU: c}, Conditions: []api.Condition{{Type: "Ready", Status: true}}}})
 	}
 	return v
 }

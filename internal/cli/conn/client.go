@@ -55,6 +55,8 @@ type Stream interface {
 // Reporter tells what is not an object.
 type Reporter interface {
 	Usage(ctx context.Context, tenant string) (api.UsageReport, error)
+	// Plan asks what would be; tenant is that of objects which name none.
+	Plan(ctx context.Context, tenant string, req api.PlanRequest) (api.PlanAnswer, error)
 	WhoAmI(ctx context.Context) (Identity, error)
 	ServerVersion(ctx context.Context) (string, error)
 }

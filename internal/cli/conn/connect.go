@@ -209,6 +209,14 @@ func (t *tracer) Usage(ctx context.Context, tenant string) (api.UsageReport, err
 	return rep, err
 }
 
+// Plan tells of a question.
+func (t *tracer) Plan(ctx context.Context, tenant string, req api.PlanRequest) (api.PlanAnswer, error) {
+	start := t.clock.Now()
+	a, err := t.Client.Plan(ctx, tenant, req)
+	t.tell(start, "plan", render.Dash(a.Question), err)
+	return a, err
+}
+
 // DryRun tells of a rehearsal, where the client can do one.
 func (t *tracer) DryRun(ctx context.Context, ops ...store.Op) error {
 	d, ok := t.Client.(DryRunner)

@@ -63,10 +63,10 @@ func (o *tenantOptions) create(ctx context.Context, c *verb.Call) error {
 	t.Name = strings.Trim(c.Args[0], "/")
 	t.Spec.Weight = o.weight
 	var err error
-	if t.Spec.Guarantee, err = mergeAmounts("guarantee", nil, o.guarantee); err != nil {
+	if t.Spec.Guarantee, err = parse.Amounts("guarantee", nil, o.guarantee); err != nil {
 		return err
 	}
-	if t.Spec.Limit, err = mergeAmounts("limit", nil, o.limit); err != nil {
+	if t.Spec.Limit, err = parse.Amounts("limit", nil, o.limit); err != nil {
 		return err
 	}
 	return createAndSay(ctx, c, t)
@@ -87,34 +87,6 @@ func createAndSay(ctx context.Context, c *verb.Call, o api.Object) error {
 	return nil
 }
 
-// mergeAmounts puts "cpu=2,memory=-" over amounts; - takes one away.
-func mergeAmounts(flag string, have api.Resources, list []string) (api.Resources, error) {
-	out := have.Clone()
-	for _, part := range strings.Split(strings.Join(list, ","), ",") {
-		if part == "" {
-			continue
-		}
-		if name, ok := strings.CutSuffix(part, "=-"); ok {
-			if !slices.Contains(api.ResourceNames(), api.Resource(name)) {
-				return nil, parse.BadFlag(flag, part, "unknown resource "+name, "cpu=-")
-			}
-			delete(out, api.Resource(name))
-			continue
-		}
-		m, err := api.ParseResources(part)
-		if err != nil {
-			return nil, parse.BadFlag(flag, part, err.Error(), "cpu=1,memory=2Gi")
-		}
-		if out == nil {
-			out = api.Resources{}
-		}
-		for k, v := range m {
-			out[k] = v
-		}
-	}
-	return out, nil
-}
-
 func (o *tenantOptions) set(ctx context.Context, c *verb.Call) error {
 	if o.suspend && o.resume {
 		return errs.New(errs.Invalid, "--suspend and --resume exclude each other")
@@ -126,8 +98,8 @@ func (o *tenantOptions) set(ctx context.Context, c *verb.Call) error {
 	var bad error
 	n, err := verb.Update(ctx, c, obj.(*api.Tenant), func(t *api.Tenant) {
 		var err1, err2 error
-		t.Spec.Guarantee, err1 = mergeAmounts("guarantee", t.Spec.Guarantee, o.guarantee)
-		t.Spec.Limit, err2 = mergeAmounts("limit", t.Spec.Limit, o.limit)
+		t.Spec.Guarantee, err1 = parse.Amounts("guarantee", t.Spec.Guarantee, o.guarantee)
+		t.Spec.Limit, err2 = parse.Amounts("limit", t.Spec.Limit, o.limit)
 		if bad = err1; bad == nil {
 			bad = err2
 		}

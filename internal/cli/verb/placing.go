@@ -186,7 +186,7 @@ func Refusals(d *api.Decision) []string {
 	for _, r := range d.Refusals {
 		line := fmt.Sprintf("%s: %s", render.Plural(r.Nodes, "node"), r.Reason)
 		if r.Best != "" {
-			line += " (" + r.Best + ")"
+			line += " (" + closest(r.Best) + ")"
 		}
 		out = append(out, line)
 	}
@@ -194,6 +194,14 @@ func Refusals(d *api.Decision) []string {
 		out = append(out, "the pool has no node that is ready (atoll get nodes)")
 	}
 	return out
+}
+
+// closest is the node that came nearest to admitting, and how near.
+func closest(best string) string {
+	if strings.Contains(best, ": ") {
+		return "closest " + best
+	}
+	return "such as " + best // there is nothing to come near to, as with a taint
 }
 
 // Discard removes an instance that was made a moment ago. It uses a context of
