@@ -62,7 +62,7 @@ type Refusal struct {
 	Policy string `json:"policy" doc:"policy that refused" example:"resources"`
 	Reason string `json:"reason" doc:"in plain words" example:"not enough memory"`
 	Nodes  int    `json:"nodes" doc:"how many nodes"`
-	Best   string `json:"best,omitempty" doc:"the node that came closest, and how close" example:"isle2, 512Mi short"`
+	Best   string `json:"best,omitempty" doc:"the node that came closest, and how close" example:"isle2: memory 512Mi free of 8Gi"`
 }
 
 // Validate has nothing to check: users cannot write assignments.
