@@ -94,7 +94,7 @@ type RoleRule struct {
 	Verbs []Verb   `json:"verbs" doc:"get, list, watch, create, update, delete, exec, logs, backup or *" example:"[get, list]"`
 	Kinds []string `json:"kinds" doc:"kinds by name, or *" example:"[instance, image]"`
 	// Grants are rights inside a spec that are dangerous by themselves.
-	Grants []string `json:"grants,omitempty" doc:"dangerous parts of a spec it allows: capability:NAME, hostpath:/prefix, network:host" example:"[capability:NET_ADMIN, hostpath:/srv/data]"`
+	Grants []string `json:"grants,omitempty" doc:"dangerous parts of a spec it allows: capability:NAME, hostpath:/prefix, network:host, priority:CLASS (one that preempts)" example:"[capability:NET_ADMIN, hostpath:/srv/data]"`
 }
 
 // Validate checks verbs, kinds and grants.
@@ -118,9 +118,9 @@ func (r *Role) Validate() []errs.Field {
 		}
 		for _, g := range rule.Grants {
 			what, arg, _ := strings.Cut(g, ":")
-			ok := what == "capability" && arg != "" || what == "hostpath" && strings.HasPrefix(arg, "/") || g == "network:host"
+			ok := what == "capability" && arg != "" || what == "hostpath" && strings.HasPrefix(arg, "/") || what == "priority" && arg != "" || g == "network:host"
 			if !ok {
-				f = append(f, errs.Field{Field: path + ".grants", Value: clip(g), Rule: "must be capability:NAME, hostpath:/prefix or network:host", Example: "capability:NET_ADMIN"})
+				f = append(f, errs.Field{Field: path + ".grants", Value: clip(g), Rule: "must be capability:NAME, hostpath:/prefix, network:host or priority:CLASS", Example: "capability:NET_ADMIN"})
 			}
 		}
 	}

@@ -40,6 +40,8 @@ type InstanceSpec struct {
 	Hugepages     string   `json:"hugepages,omitempty" doc:"memory of that size from huge pages, part of requests.memory" example:"1Gi"`
 	GPUModels     []string `json:"gpuModels,omitempty" doc:"only on one of these models" example:"[A100, H100]"`
 
+	Queue bool `json:"queue,omitempty" doc:"when the pool has no room, wait for it instead of being refused; implied by a gang"`
+
 	Restart   string     `json:"restart,omitempty" doc:"what to do when it ends" enum:"always|on-failure|never" default:"always"`
 	Stopped   bool       `json:"stopped,omitempty" doc:"keep it, but do not run it"`
 	Restarts  int64      `json:"restartRequests,omitempty" doc:"grows by one with every 'atoll restart'"`
@@ -249,6 +251,11 @@ func (i *Instance) StateOf() State {
 		return StatePending
 	}
 	return i.Status.State
+}
+
+// Waits reports whether the instance may be created though the pool has no room for it.
+func (s *InstanceSpec) Waits() bool {
+	return s.Queue || s.Placement != nil && s.Placement.Gang != nil
 }
 
 // Grants lists the dangerous rights the spec needs, in the form roles grant them.

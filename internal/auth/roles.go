@@ -20,9 +20,9 @@ func BuiltinRoles() []*api.Role {
 	}
 	return []*api.Role{
 		role("admin", "everything", api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"*"},
-			Grants: []string{"capability:*", "hostpath:/", "network:host"}}),
+			Grants: []string{"capability:*", "hostpath:/", "network:host", "priority:*"}}),
 		role("operator", "everything but identity and backup", api.RoleRule{
-			Verbs: append(read[:3:3], api.VerbCreate, api.VerbUpdate, api.VerbDelete, api.VerbExec, api.VerbLogs), Kinds: operated}),
+			Verbs: append(read[:3:3], api.VerbCreate, api.VerbUpdate, api.VerbDelete, api.VerbExec, api.VerbLogs), Kinds: operated, Grants: []string{"priority:*"}}),
 		role("developer", "runs instances in a tenant",
 			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "image", "event", "disruptionbudget"}},
 			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "ledger", "tenant"}}),

@@ -142,7 +142,9 @@ func (p *Placement) proposeGang(in *api.Instance, members map[*api.Instance]*api
 	sortProposals(prs)
 	fits = true
 	for i, pr := range prs {
-		pr.Placement = p.planner.Decide(pr.item)
+		if p.poolRefuses(pr.item) == "" {
+			pr.Placement = p.planner.Decide(pr.item)
+		}
 		pr.Decision.At = start
 		p.addressFor(pr)
 		if pr.Node == "" {

@@ -129,7 +129,7 @@ func TestAGangIsPlacedTogether(t *testing.T) {
 	if w.node1("single") != "n1" {
 		t.Fatal("a gang that waits holds room")
 	}
-	w.node("n2", 1500)
+	w.node("n2", 2000)
 	w.settle()
 	for i := 1; i <= 3; i++ {
 		if n := w.node1(fmt.Sprint("g", i)); n != "n2" {
@@ -148,7 +148,7 @@ func TestAGangGivesUp(t *testing.T) {
 	if err != nil || in.StateOf() != api.StateFailed || in.Status.Reason != api.ReasonGangTimeout {
 		t.Fatalf("%+v %v", in.Status, err)
 	}
-	w.node("n1", 1000)
+	w.node("n1", 1200)
 	w.gang("g2", 2, 500) // the gang is not complete without the one that gave up
 	w.settle()
 	if w.node1("g1") != "?" || w.node1("g2") != "" {
@@ -161,5 +161,30 @@ func TestAGangGivesUp(t *testing.T) {
 	w.settle()
 	if w.node1("g1") != "n1" || w.node1("g2") != "n1" {
 		t.Fatalf("after a restart: %q %q", w.node1("g1"), w.node1("g2"))
+	}
+}
+
+// What waits for room takes only what is nobody's: the guarantees of others stay free.
+func TestQueuedInstancesLeaveGuaranteesAlone(t *testing.T) {
+	w := newWorld(t, "10.0.0.0/24")
+	w.put(&api.Tenant{Head: api.Head{K: api.KindTenant, Meta: api.Meta{Name: "other"}}, Spec: api.TenantSpec{Guarantee: api.Resources{api.CPU: 500}}})
+	w.put(&api.Tenant{Head: api.Head{K: api.KindTenant, Meta: api.Meta{Name: "t"}}})
+	w.node("n1", 1000) // 100 of it is the buffer, 500 are promised
+	queued := func(i *api.Instance) { i.Spec.Queue = true }
+	w.instance("q1", 300, queued)
+	w.instance("q2", 300, queued)
+	w.settle()
+	if w.node1("q1") != "n1" || w.node1("q2") != "" || w.assignment("q2").Spec.Decision.Refusals[0].Policy != "pool" {
+		t.Fatalf("q1 on %q, q2 on %q: %+v", w.node1("q1"), w.node1("q2"), w.assignment("q2").Spec.Decision)
+	}
+	w.instance("own", 300, nil) // admitted for good
+	w.settle()
+	if w.node1("own") != "n1" {
+		t.Fatal("what was admitted waits")
+	}
+	w.put(&api.Tenant{Head: api.Head{K: api.KindTenant, Meta: api.Meta{Name: "other"}}})
+	w.settle()
+	if w.node1("q2") != "n1" {
+		t.Fatalf("a guarantee was given back, and nobody looked: %+v", w.assignment("q2").Spec.Decision)
 	}
 }

@@ -94,12 +94,14 @@ func (p *Placement) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 			}
 		}, &p.mu)
 	case ref.Kind == api.KindTenant:
-		_, err := follow(ctx, s, ref, func(t *api.Tenant) {
-			if delete(p.weights, ref.Name); t != nil {
+		return follow(ctx, s, ref, func(t *api.Tenant) {
+			delete(p.weights, ref.Name)
+			p.view.RemoveTenant(ref.Name)
+			if t != nil {
 				p.weights[ref.Name] = int64(t.Spec.Weight)
+				p.view.SetTenant(t)
 			}
 		}, &p.mu)
-		return reconcile.Result{}, err
 	case ref.Kind == api.KindDisruptionBudget:
 		return follow(ctx, s, ref, func(b *api.DisruptionBudget) {
 			if b == nil {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"sort"
+	"strings"
 
 	"atoll/api"
 )
@@ -30,6 +31,7 @@ type View struct {
 	ranks    map[int64]int      // how many placed items have a priority
 	used     map[string]*Vector // by tenant, with those nested in it
 	capacity Vector
+	promised map[string]Vector // guarantees of tenants
 }
 
 type spot struct {
@@ -41,7 +43,7 @@ type spot struct {
 // NewView is empty.
 func NewView() *View {
 	return &View{structure: 1, byName: map[string]*Node{}, spots: map[string]*spot{}, groups: map[string]*Group{}, byTenant: map[string][]*Group{},
-		matching: map[string][]*Group{}, avoiders: map[string][]*Avoider{}, budgets: map[api.Ref]*budget{}, waiting: map[string]*Item{}, ranks: map[int64]int{}, used: map[string]*Vector{}}
+		matching: map[string][]*Group{}, avoiders: map[string][]*Avoider{}, budgets: map[api.Ref]*budget{}, waiting: map[string]*Item{}, ranks: map[int64]int{}, used: map[string]*Vector{}, promised: map[string]Vector{}}
 }
 
 // Node finds a host by name; nil when there is none.
@@ -216,6 +218,52 @@ func (v *View) UsedBy(tenant string) Vector {
 		return *u
 	}
 	return Vector{}
+}
+
+// SetTenant notes what a tenant is guaranteed.
+func (v *View) SetTenant(t *api.Tenant) { v.promised[t.Name] = VectorOf(t.Spec.Guarantee) }
+
+// RemoveTenant forgets a tenant.
+func (v *View) RemoveTenant(name string) { delete(v.promised, name) }
+
+// PromisedTo is what a tenant is guaranteed.
+func (v *View) PromisedTo(tenant string) Vector { return v.promised[tenant] }
+
+// Borrows reports whether the top tenant around this one has more placed than it is
+// guaranteed, in any dimension of which something is asked.
+func (v *View) Borrows(tenant string) bool {
+	top := TopTenant(tenant)
+	used, promised := v.UsedBy(top), v.promised[top]
+	for _, i := range []int{CPU, Memory, GPU} {
+		if used[i] > promised[i] {
+			return true
+		}
+	}
+	return false
+}
+
+// Unpromised is what of a dimension is neither used nor kept for the guarantees of
+// tenants, when so many percent of the pool are kept back.
+func (v *View) Unpromised(i int, keep int64) int64 {
+	free := v.capacity[i] / 100 * (100 - keep)
+	for name, p := range v.promised {
+		if api.ParentTenant(name) == "" {
+			used := v.UsedBy(name)
+			free -= max(p[i], used[i])
+		}
+	}
+	for name, u := range v.used {
+		if _, known := v.promised[name]; !known && api.ParentTenant(name) == "" {
+			free -= u[i]
+		}
+	}
+	return free
+}
+
+// TopTenant is the outermost tenant around one.
+func TopTenant(tenant string) string {
+	top, _, _ := strings.Cut(tenant, "/")
+	return top
 }
 
 // Capacity is the sum of what is allocatable on all nodes.

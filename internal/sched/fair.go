@@ -88,7 +88,7 @@ func (f *fair) rank(items, out []*policy.Item) []*policy.Item {
 func (f *fair) moved(served *line) {
 	family := 0
 	for _, l := range f.queue {
-		if top(l.tenant) == top(served.tenant) {
+		if policy.TopTenant(l.tenant) == policy.TopTenant(served.tenant) {
 			l.shares = f.shares(l.tenant)
 			family++
 		}
@@ -98,12 +98,6 @@ func (f *fair) moved(served *line) {
 		return
 	}
 	heap.Init(f)
-}
-
-// top is the outermost tenant around one.
-func top(tenant string) string {
-	t, _, _ := strings.Cut(tenant, "/")
-	return t
 }
 
 func (f *fair) give(it *policy.Item) {

@@ -140,8 +140,8 @@ func (r *ranking) evictable(n *policy.Node, it *policy.Item) []*policy.Item {
 	spent := map[api.Ref]int{}
 	return slices.DeleteFunc(lower, func(x *policy.Item) bool {
 		spare, by, bounded := r.view.Spare(x)
-		if !bounded {
-			return false
+		if !bounded || policy.TopTenant(x.Ref.Tenant) != policy.TopTenant(it.Ref.Tenant) && r.view.Borrows(x.Ref.Tenant) {
+			return false // what is borrowed is no tenant's to protect from others
 		}
 		spent[by]++
 		return spent[by] > spare

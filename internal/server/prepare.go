@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
 	"reflect"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/errs"
 	"atoll/internal/server/name"
+	"atoll/internal/store"
 )
 
 func (s *Server) now() time.Time { return s.Clock.Now().UTC().Round(time.Millisecond) }
@@ -57,6 +59,9 @@ func readOnly(d *api.Definition) error {
 func (c *call) grantCreate(o api.Object) error {
 	switch o := o.(type) {
 	case *api.Instance:
+		if err := c.mayRank(o); err != nil {
+			return err
+		}
 		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
 	case *api.Image:
 		return c.mayShare(o.Spec.Shared)
@@ -80,6 +85,24 @@ func (c *call) mayShare(shared bool) error {
 		return errs.New(errs.Denied, "share an image with every tenant: %w", err).WithHint("only who may create images in the whole pool can share them")
 	}
 	return nil
+}
+
+// mayRank: the class must exist; one that takes the place of others needs a right.
+func (c *call) mayRank(in *api.Instance) error {
+	if in.Spec.Priority == "" {
+		return nil
+	}
+	class, err := store.Get[*api.PriorityClass](c.r.Context(), c.Store, api.Ref{Kind: api.KindPriorityClass, Name: in.Spec.Priority})
+	if errors.Is(err, errs.NotFound) {
+		return errs.InvalidFields("instance "+in.Name, []errs.Field{{Field: "spec.priorityClass", Value: clip(in.Spec.Priority), Rule: "must be a PriorityClass of the pool (atoll get priorityclasses)", Example: "normal"}})
+	}
+	if err != nil {
+		return err
+	}
+	if !class.Spec.Preempt {
+		return nil
+	}
+	return c.Auth.Grants(c.id, in.Tenant, []string{"priority:" + class.Name})
 }
 
 // mayMake: who says which host account a user is could become that user, so they
@@ -213,6 +236,11 @@ func (c *call) grantUpdate(old, n api.Object) error {
 	}
 	switch n := n.(type) {
 	case *api.Instance:
+		if n.Spec.Priority != old.(*api.Instance).Spec.Priority {
+			if err := c.mayRank(n); err != nil {
+				return err
+			}
+		}
 		// Who changes the program of an instance uses its dangerous rights; who stops
 		// it, starts it or gives it more memory does not.
 		if sameUse(&old.(*api.Instance).Spec, &n.Spec) {

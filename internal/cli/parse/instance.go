@@ -42,6 +42,7 @@ type Instance struct {
 	maxPerNode                            int
 	prefer                                []string
 	gang                                  string
+	queue                                 bool
 	gpu                                   string
 	gpuModels                             []string
 	ownCPUs                               bool
@@ -104,6 +105,7 @@ func (o *Instance) Flags(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&o.near, "near", nil, "where instances with key=value[@host|rack|zone|region] run")
 	fs.IntVar(&o.maxPerNode, "max-per-node", 0, "at most so many with the same labels on one node")
 	fs.StringArrayVar(&o.prefer, "prefer-node-label", nil, "rather on nodes with key=value[,value…]")
+	fs.BoolVar(&o.queue, "queue", false, "when the pool has no room, wait for it instead of being refused")
 	fs.StringVar(&o.gang, "gang", "", "NAME:SIZE: start together with SIZE-1 others of that gang, or not at all")
 	fs.StringArrayVar(&o.tolerate, "tolerate", nil, "taint that does not keep it away: key[=value][:Effect]")
 	fs.Lookup("stop-timeout").DefValue = "0s" // so that help does not show the mark for "not given"
@@ -117,6 +119,7 @@ func (o *Instance) Object(getenv func(string) string, image string, command []st
 	s.Image, s.Command = image, command
 	s.Isolation, s.Workdir, s.User, s.Hostname = api.Isolation(o.isolation), o.workdir, o.user, o.hostname
 	s.Restart, s.Pull, s.StopSignal, s.CPUs, s.Priority = o.Restart, o.pull, o.stopSignal, o.cpus, o.priority
+	s.Queue = o.queue
 	s.ExclusiveCPUs, s.Hugepages, s.GPUModels = o.ownCPUs, o.hugepages, o.gpuModels
 	s.Stdin, s.TTY, s.AutoRm, s.ReadOnlyRoot = o.Interactive, o.TTY, o.Rm, o.readOnly
 	if o.entrypoint != "" {
