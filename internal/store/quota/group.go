@@ -10,7 +10,7 @@ import (
 	"atoll/internal/store"
 )
 
-// groupOps bounds one joint transaction, ledgers included; etcd's default is 128.
+// groupOps bounds one joint transaction, ledgers but the pool's included; etcd's default is 128.
 const groupOps = 120
 
 // ask is one caller's commit on its way through the turn. Its caller waits until it is
@@ -86,22 +86,26 @@ func (l *line) next(stop context.CancelFunc) *group {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	g := &group{stop: stop}
-	size, used := 0, map[api.Ref]bool{}
+	used, books, size := map[api.Ref]bool{}, map[string]bool{"": true}, 0
 	var rest []*ask
 	for i, a := range l.asks {
-		size += weight(a.ops)
-		if i > 0 && (size > groupOps || alone(g.asks[0].ops)) {
+		n := weight(a.ops, books)
+		if i > 0 && (size+n > groupOps || alone(g.asks[0].ops)) {
 			rest = append(rest, l.asks[i:]...)
 			break
 		}
 		if i > 0 && (alone(a.ops) || clash(a.ops, used)) {
-			size -= weight(a.ops)
 			rest = append(rest, a)
 			continue
 		}
 		for _, op := range a.ops {
-			used[op.Target()] = true
+			ref := op.Target()
+			used[ref] = true
+			for _, path := range api.TenantChain(ref.Tenant) {
+				books[path] = true
+			}
 		}
+		size += n
 		a.in = g
 		g.asks = append(g.asks, a)
 	}
@@ -109,15 +113,23 @@ func (l *line) next(stop context.CancelFunc) *group {
 	return g
 }
 
-// weight bounds the ops that an ask adds to a transaction: its own and its ledgers.
-func weight(ops []store.Op) int {
+// weight bounds the ops that an ask adds to a transaction: its own, and the ledgers that
+// are not in it yet.
+func weight(ops []store.Op, books map[string]bool) int {
 	n, last := len(ops), ""
 	for _, op := range ops {
-		if t := op.Target().Tenant; t != last {
-			n, last = n+len(api.TenantChain(t)), t
+		t := op.Target().Tenant
+		if t == last {
+			continue
+		}
+		last = t
+		for _, path := range api.TenantChain(t) {
+			if !books[path] {
+				n++
+			}
 		}
 	}
-	return n + 1
+	return n
 }
 
 func alone(ops []store.Op) bool {
