@@ -52,6 +52,8 @@ type Node struct {
 	Images      map[string]bool // digests and references that are here
 	Devices     []Device
 	Cells       []Cell
+
+	view *View
 }
 
 // Device is a GPU of a node and what of it is free.

@@ -32,6 +32,7 @@ type View struct {
 	used     map[string]*Vector // by tenant, with those nested in it
 	capacity Vector
 	promised map[string]Vector // guarantees of tenants
+	kept     map[any]any       // by policies
 }
 
 type spot struct {
@@ -53,14 +54,15 @@ func (v *View) Node(name string) *Node { return v.byName[name] }
 func (v *View) SetNode(o *api.Node) {
 	n := v.byName[o.Name]
 	if n == nil {
-		n = &Node{Name: o.Name, Published: map[string]int{}}
+		n = &Node{Name: o.Name, Published: map[string]int{}, view: v}
 		v.byName[o.Name] = n
 		i := sort.Search(len(v.Nodes), func(i int) bool { return v.Nodes[i].Name >= o.Name })
 		v.Nodes = append(v.Nodes, nil)
 		copy(v.Nodes[i+1:], v.Nodes[i:])
 		v.Nodes[i] = n
 		v.structure++
-	} else if s, t := n.Object.Spec, o.Spec; s.Region != t.Region || s.Zone != t.Zone || s.Rack != t.Rack {
+	} else if s, t := n.Object.Spec, o.Spec; s.Region != t.Region || s.Zone != t.Zone || s.Rack != t.Rack ||
+		len(n.Object.Status.Devices) != len(o.Status.Devices) {
 		v.structure++
 	} else if (s.Price == "") != (t.Price == "") || (s.MaxWatts == 0) != (t.MaxWatts == 0) {
 		v.terms++ // what nobody told so far may decide now
