@@ -21,11 +21,7 @@ func (fixed) decide(*world) []move { return nil }
 
 // admits is the published admission of a new machine: all it was sold, at once.
 func admits(h *host, v *vm) bool {
-	ram := 0
-	for _, r := range h.ramUsed {
-		ram += r
-	}
-	return h.core >= v.mips && h.free >= v.mips && ram+v.ram <= hostRAM && h.netUsed+vmNet <= hostNet
+	return h.core >= v.mips && h.free >= v.mips && h.ram()+v.ram <= hostRAM && h.netUsed+vmNet <= hostNet
 }
 
 // published is the planner of the published experiment, with its detectors THR and LR.

@@ -127,8 +127,8 @@ func (s *sums) check(name string, day []planetlab.Machine) error {
 }
 
 func (s *sums) play(name string, day []planetlab.Machine, v int) error {
-	fmt.Printf("%s  %s  %d machines\n%-14s %9s %8s %9s %9s %10s %10s %9s %6s\n", name, variants[v], len(day),
-		"policy", "kWh", "moves", "SLATAH %", "PDM %", "SLAV 1e-5", "ESV 1e-3", "lacking %", "hosts")
+	fmt.Printf("%s  %s  %d machines\n%-14s %9s %8s %9s %9s %10s %10s %9s %6s %6s\n", name, variants[v], len(day),
+		"policy", "kWh", "moves", "SLATAH %", "PDM %", "SLAV 1e-5", "ESV 1e-3", "lacking %", "hosts", "offs")
 	got := map[string]result{}
 	for _, e := range entries() {
 		w := newWorld(day)
@@ -137,8 +137,11 @@ func (s *sums) play(name string, day []planetlab.Machine, v int) error {
 			return fmt.Errorf("%s, %s: not all machines find a host", name, e.name)
 		}
 		r := w.result()
+		if r.Broken > 0 {
+			return fmt.Errorf("%s, %s: %d moves to hosts without memory for them", name, e.name, r.Broken)
+		}
 		got[e.name] = r
-		fmt.Printf("%-14s %9.2f %8d %9.4f %9.5f %10.5f %10.6f %9.4f %6d\n", e.name, r.KWh, r.Moves, r.SLATAH*100, r.PDM*100, r.SLAV*1e5, r.ESV*1e3, r.Overall*100, r.Hosts)
+		fmt.Printf("%-14s %9.2f %8d %9.4f %9.5f %10.5f %10.6f %9.4f %6d %6d\n", e.name, r.KWh, r.Moves, r.SLATAH*100, r.PDM*100, r.SLAV*1e5, r.ESV*1e3, r.Overall*100, r.Hosts, r.Offs)
 		want, ok := known[name].kwh[v][e.name]
 		if e.name == "none" {
 			want, ok = knownNone, true

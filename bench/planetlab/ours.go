@@ -25,11 +25,7 @@ func (o *ours) place(w *world, v *vm) *host {
 		if !admits(h, v) {
 			continue
 		}
-		ram := v.ram
-		for _, r := range h.ramUsed {
-			ram += r
-		}
-		sc := float64(ram)/hostRAM + (h.mips-h.free+v.mips)/h.mips
+		sc := float64(h.ram()+v.ram)/hostRAM + (h.mips-h.free+v.mips)/h.mips
 		if len(h.vms) > 0 {
 			sc += 10
 		} else {

@@ -76,6 +76,7 @@ type host struct {
 	active     float64 // s
 	short      float64 // s active and not giving all
 	shutdowns  int
+	was        bool // on, before what is noted; taken for so at first
 }
 
 // world is the simulator: the published one's order of events and arithmetic.
@@ -89,6 +90,7 @@ type world struct {
 	joule   float64
 	moves   int
 	step    int
+	broken  int // moves to a host that had no memory left for them, with enforce
 }
 
 // move is a decision.
@@ -107,7 +109,7 @@ func newWorld(day []planetlab.Machine) *world {
 	w := &world{}
 	for i := range hostCount {
 		t := &hostTypes[i%2]
-		w.hosts = append(w.hosts, &host{id: i, core: t.core, mips: 2 * t.core, watts: &t.watts, free: 2 * t.core,
+		w.hosts = append(w.hosts, &host{id: i, core: t.core, mips: 2 * t.core, watts: &t.watts, free: 2 * t.core, was: true,
 			in: map[*vm]bool{}, ramUsed: map[*vm]int{}, alloc: map[*vm]float64{}})
 	}
 	quarter := (len(day) + 3) / 4
@@ -191,11 +193,22 @@ func (w *world) start(moves []move) {
 			m.to.in[m.vm] = true
 			m.to.vms = append(m.to.vms, m.vm)
 			m.to.ramUsed[m.vm] = w.booking(m.vm)
+			if m.to.ram() > hostRAM {
+				w.broken++
+			}
 			w.updateHost(m.to)
 			w.updateHost(m.vm.host)
 		}
 		w.moves++
 	}
+}
+
+func (h *host) ram() int {
+	sum := 0
+	for _, r := range h.ramUsed {
+		sum += r
+	}
+	return sum
 }
 
 // finish ends the moves in the order of their length, all of one length together.
@@ -355,33 +368,38 @@ func (h *host) note(t, want float64) {
 
 func (h *host) count(t float64) {
 	n, dt := h.noted, t-h.noted.t
-	if !n.on {
+	if h.was && !n.on {
+		h.shutdowns++
+	}
+	if h.was = n.on; !n.on {
 		return
 	}
 	h.active += dt
 	if n.alloc < n.want {
 		h.short += dt
 	}
-	if h.util == 0 {
-		h.shutdowns++
-	}
 }
 
 // result is what the published experiment reports.
 type result struct {
 	KWh, SLATAH, PDM, SLAV, ESV, Overall float64
-	Moves, Hosts                         int
+	Moves, Hosts, Offs, Broken           int
 }
 
 func (w *world) result() result {
 	var asked, got, mig, active, short float64
+	offs := 0
 	for _, v := range w.vms {
 		asked, got, mig = asked+v.asked, got+v.got, mig+v.lostMig
 	}
 	for _, h := range w.hosts {
 		active, short = active+h.active, short+h.short
+		offs += h.shutdowns
+		if h.was && !h.noted.on {
+			offs++
+		}
 	}
-	r := result{KWh: w.joule / 3.6e6, SLATAH: short / active, PDM: mig / asked, Overall: (asked - got) / asked, Moves: w.moves}
+	r := result{KWh: w.joule / 3.6e6, SLATAH: short / active, PDM: mig / asked, Overall: (asked - got) / asked, Moves: w.moves, Offs: offs, Broken: w.broken}
 	r.SLAV = r.SLATAH * r.PDM
 	r.ESV = r.KWh * r.SLAV
 	r.Hosts = int(math.Round(active / (w.last - (firstEvent + decideEvery))))
