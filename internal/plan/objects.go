@@ -175,11 +175,7 @@ func (q *queue) decide(it *policy.Item) sched.Placement {
 }
 
 func (q *queue) preempts(it *policy.Item) bool {
-	c, ok := q.ranks.by[it.Spec.Priority]
-	if !ok {
-		c = q.ranks.none
-	}
-	return c.Preempt
+	return q.ranks.class(it.Spec).Preempt
 }
 
 // tell notes a decision about an instance of the file.
@@ -226,7 +222,7 @@ func (q *queue) together(first *policy.Item, g *api.Gang) []*policy.Item {
 		}
 	}
 	if there < g.Size {
-		q.refuse(members, fmt.Sprintf("gang %s has %d of its %d members", g.Name, there, g.Size), nil)
+		q.refuse(members, fmt.Sprintf("%d of %d members of gang %s are there", there, g.Size, g.Name), nil)
 		return members
 	}
 	mark := q.trial.mark()
@@ -235,7 +231,7 @@ func (q *queue) together(first *policy.Item, g *api.Gang) []*policy.Item {
 		plans[i] = q.planner.Decide(x)
 		if plans[i].Node == "" {
 			q.trial.back(mark)
-			q.refuse(members, fmt.Sprintf("gang %s: not all of its members have a place at once", g.Name), &plans[i].Decision)
+			q.refuse(members, fmt.Sprintf("not all members of gang %s fit at once", g.Name), &plans[i].Decision)
 			return members
 		}
 		q.trial.on(x, plans[i].Node, plans[i].Alloc)

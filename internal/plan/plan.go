@@ -162,9 +162,11 @@ func ranksOf(list []*api.PriorityClass) ranks {
 	return r
 }
 
-func (r ranks) of(in *api.Instance) api.PriorityClassSpec {
-	if c, ok := r.by[in.Spec.Priority]; ok {
-		return c
+func (r ranks) of(in *api.Instance) api.PriorityClassSpec { return r.class(&in.Spec) }
+
+func (r ranks) class(s *api.InstanceSpec) api.PriorityClassSpec {
+	if s.Priority != "" {
+		return r.by[s.Priority] // without it, it is as if there were none
 	}
 	return r.none
 }

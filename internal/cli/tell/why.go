@@ -89,7 +89,18 @@ func whyInstance(ctx context.Context, c *verb.Call, in *api.Instance, indent str
 			for _, h := range d.Hints {
 				say("what would help: %s", h)
 			}
+		} else {
+			for _, h := range d.Hints {
+				say("  %s", h)
+			}
 		}
+	}
+	if e := a.Spec.Evict; e != nil {
+		to := ""
+		if e.To != "" {
+			to = "; it should go to " + e.To
+		}
+		say("It is to leave %s, to be placed anew: %s%s.", a.Spec.Node, e.Reason, to)
 	}
 	if in.Status.Message != "" && in.StateOf() != api.StateRunning {
 		say("On the node: %s", in.Status.Message)
@@ -106,7 +117,11 @@ func whyInstance(ctx context.Context, c *verb.Call, in *api.Instance, indent str
 func headline(in *api.Instance, a *api.Assignment) string {
 	d := a.Spec.Decision
 	if a.Spec.Node == "" {
-		s := in.Name + " is pending: no node can run it"
+		why := "no node can run it"
+		if d != nil && len(d.Refusals) > 0 && verb.OfAll(d.Refusals[0]) {
+			why = pendingFor(d.Refusals[0])
+		}
+		s := in.Name + " is pending: " + why
 		if asked := render.Amounts(in.Spec.Requests); asked != "" {
 			s += " (" + asked + " requested)"
 		}
@@ -136,9 +151,30 @@ func headline(in *api.Instance, a *api.Assignment) string {
 	return s + ")."
 }
 
-// verdicts is a line for each node that was looked at.
+// pendingFor is what an instance waits for that is not a node's to give.
+func pendingFor(r api.Refusal) string {
+	switch r.Policy {
+	case "preemption":
+		return "it has a place as soon as others have left it"
+	case "gang":
+		return "its gang is placed as a whole"
+	case "eviction":
+		return "it left " + r.Best + " and is placed anew"
+	case "pool":
+		return "the pool keeps what is free for others"
+	}
+	return "it cannot be placed"
+}
+
+// verdicts is a line for each node that was looked at. Of a pool with more nodes than
+// are kept one by one, the rest is counted.
 func verdicts(d *api.Decision, indent string) string {
 	t := &render.Table{}
+	more := d.Of - len(d.Nodes)
+	if more > 0 && d.Chosen == "" {
+		return "" // the reasons are counted below; some nodes by name would say no more
+	}
+	possible := more
 	for _, n := range d.Nodes {
 		switch {
 		case n.Reason != "":
@@ -149,8 +185,22 @@ func verdicts(d *api.Decision, indent string) string {
 			t.Row(indent+n.Node, "possible", score(n))
 		}
 	}
-	if more := d.Of - len(d.Nodes); more > 0 && len(d.Nodes) > 0 {
-		t.Row(indent+"…", fmt.Sprintf("and %s more", render.Plural(more, "node")))
+	if more <= 0 || len(d.Nodes) == 0 {
+		return t.Text(false)
+	}
+	for _, r := range d.Refusals {
+		possible -= r.Nodes
+	}
+	for _, n := range d.Nodes {
+		if n.Reason != "" {
+			possible++ // it is among the counted
+		}
+	}
+	if possible > 0 {
+		t.Row(indent+"…", "possible", "also "+render.Plural(possible, "more node"))
+	}
+	for _, l := range verb.Refusals(d) {
+		t.Row(indent+"…", "refused", l)
 	}
 	return t.Text(false)
 }

@@ -184,9 +184,13 @@ func NoRoom(in *api.Instance, d *api.Decision) error {
 func Refusals(d *api.Decision) []string {
 	var out []string
 	for _, r := range d.Refusals {
+		if OfAll(r) {
+			out = append(out, r.Reason)
+			continue
+		}
 		line := fmt.Sprintf("%s: %s", render.Plural(r.Nodes, "node"), r.Reason)
 		if r.Best != "" {
-			line += " (" + closest(r.Best) + ")"
+			line += " (" + closest(r) + ")"
 		}
 		out = append(out, line)
 	}
@@ -196,12 +200,24 @@ func Refusals(d *api.Decision) []string {
 	return out
 }
 
-// closest is the node that came nearest to admitting, and how near.
-func closest(best string) string {
-	if strings.Contains(best, ": ") {
-		return "closest " + best
+// OfAll tells whether a reason is about the instance or the pool, not about nodes.
+func OfAll(r api.Refusal) bool {
+	switch r.Policy {
+	case "pool", "gang", "preemption", "eviction", "addresses":
+		return true
 	}
-	return "such as " + best // there is nothing to come near to, as with a taint
+	return false
+}
+
+// closest is the node that came nearest to admitting, and how near.
+func closest(r api.Refusal) string {
+	switch {
+	case strings.Contains(r.Best, ": "):
+		return "closest " + r.Best
+	case r.Nodes == 1:
+		return r.Best
+	}
+	return "such as " + r.Best // there is nothing to come near to, as with a taint
 }
 
 // Discard removes an instance that was made a moment ago. It uses a context of
