@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"errors"
+	"math/big"
 	"reflect"
 	"strings"
 	"testing"
@@ -217,4 +218,42 @@ func FuzzParseQuantity(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The short way gives what exact fractions give.
+func TestWholeQuantity(t *testing.T) {
+	for _, r := range []Resource{CPU, Memory, Pids} {
+		row, _ := rowFor(r)
+		for _, num := range []string{"0", "1", "7", "500", "1000", "1023", "999999", "123456789012345", "1234567890123456", "1.5", "-1", "+2"} {
+			for _, suffix := range []string{"", "m", "k", "K", "M", "G", "T", "P", "E", "ki", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "GiB", "MB", "x", "xi"} {
+				v, ok := wholeQuantity(row.unit, num, suffix)
+				if !ok {
+					continue
+				}
+				scale, known := suffixScale(suffix)
+				if !known {
+					t.Errorf("%s %s%s: there is no such unit", r, num, suffix)
+					continue
+				}
+				want, _ := new(big.Rat).SetString(num)
+				want.Mul(want, scale)
+				if row.unit == milli {
+					want.Mul(want, big.NewRat(1000, 1))
+				}
+				if want.Cmp(new(big.Rat).SetInt64(v)) != 0 {
+					t.Errorf("%s %s%s is %d, not %s", r, num, suffix, v, want)
+				}
+			}
+		}
+	}
+	for _, s := range []string{"1", "500m"} {
+		if num, suffix := splitSuffix(s); true {
+			if _, ok := wholeQuantity(milli, num, suffix); !ok {
+				t.Errorf("%s goes the long way", s)
+			}
+		}
+	}
+	if _, ok := wholeQuantity(bytesUnit, "512", "Mi"); !ok {
+		t.Error("512Mi goes the long way")
+	}
 }

@@ -60,6 +60,11 @@ func (d *Definition) Singular() string { return strings.ToLower(string(d.Kind)) 
 
 // Lookup finds a kind by kind, singular, plural or alias, in any case.
 func Lookup(name string) (*Definition, bool) {
+	for _, d := range definitions {
+		if name == string(d.Kind) { // as every stored object says it
+			return d, true
+		}
+	}
 	n := strings.ToLower(name)
 	for _, d := range definitions {
 		if n == d.Singular() || n == d.Plural {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	"math/bits"
 	"sort"
 	"strings"
 )
@@ -101,6 +102,9 @@ func ParseQuantity(r Resource, s string) (int64, error) {
 	if num == "" || len(num) > 40 {
 		return 0, bad("must be a number with an optional unit")
 	}
+	if v, ok := wholeQuantity(row.unit, num, suffix); ok {
+		return v, nil
+	}
 	scale, ok := suffixScale(suffix)
 	if !ok {
 		return 0, bad("unit must be one of m, k, M, G, T, P, E, Ki, Mi, Gi, Ti, Pi, Ei")
@@ -131,6 +135,44 @@ func splitSuffix(s string) (num, suffix string) {
 		i++
 	}
 	return s[:i], s[i:]
+}
+
+// wholeQuantity is the common case of ParseQuantity, a whole number of whole units, as
+// every object that is read has several; false leaves the rest to exact fractions.
+func wholeQuantity(u unit, num, suffix string) (int64, bool) {
+	v := uint64(0)
+	for i := range len(num) {
+		if num[i] < '0' || num[i] > '9' || len(num) > 15 {
+			return 0, false
+		}
+		v = v*10 + uint64(num[i]-'0')
+	}
+	base, steps := uint64(1000), 0
+	switch {
+	case suffix == "m" && u == milli:
+		return int64(v), true //nolint:gosec // at most 15 digits
+	case suffix == "":
+	case len(suffix) == 2 && suffix[1] == 'i':
+		base = 1024
+		fallthrough
+	case len(suffix) == 1:
+		if steps = strings.IndexByte("kMGTPE", suffix[0]) + 1; steps == 0 {
+			return 0, false
+		}
+	default:
+		return 0, false
+	}
+	if u == milli {
+		v *= 1000
+	}
+	for range steps {
+		hi, lo := bits.Mul64(v, base)
+		if hi != 0 {
+			return 0, false
+		}
+		v = lo
+	}
+	return int64(v), v <= math.MaxInt64 //nolint:gosec // not used when larger
 }
 
 func suffixScale(s string) (*big.Rat, bool) {

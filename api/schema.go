@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"atoll/internal/errs"
@@ -151,8 +152,7 @@ func unknownFields(t reflect.Type, raw any, path string, out []errs.Field) []err
 		if t.Kind() != reflect.Struct || t == timeType {
 			return out
 		}
-		known := map[string]reflect.Type{}
-		eachField(t, func(f reflect.StructField, name string) { known[name] = f.Type })
+		known := fieldTypes(t)
 		keys := make([]string, 0, len(v))
 		for k := range v {
 			keys = append(keys, k)
@@ -172,6 +172,44 @@ func unknownFields(t reflect.Type, raw any, path string, out []errs.Field) []err
 	}
 	return out
 }
+
+// fieldTypes are the fields of a struct by their names in JSON. Do not change the map.
+func fieldTypes(t reflect.Type) map[string]reflect.Type {
+	if known, ok := ofKinds()[t]; ok {
+		return known
+	}
+	return readFields(t)
+}
+
+func readFields(t reflect.Type) map[string]reflect.Type {
+	known := map[string]reflect.Type{}
+	eachField(t, func(f reflect.StructField, name string) { known[name] = f.Type })
+	return known
+}
+
+// ofKinds are the fields of all structs in objects, read once: every request asks for them.
+var ofKinds = sync.OnceValue(func() map[reflect.Type]map[string]reflect.Type {
+	all := map[reflect.Type]map[string]reflect.Type{}
+	var walk func(t reflect.Type)
+	walk = func(t reflect.Type) {
+		switch t.Kind() {
+		case reflect.Pointer, reflect.Slice, reflect.Map:
+			walk(t.Elem())
+		case reflect.Struct:
+			if all[t] != nil || t == timeType {
+				return
+			}
+			all[t] = readFields(t)
+			for _, f := range all[t] {
+				walk(f)
+			}
+		}
+	}
+	for _, d := range definitions {
+		walk(reflect.TypeOf(d.New()))
+	}
+	return all
+})
 
 func join(path, k string) string {
 	if path == "" {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"time"
 
 	"atoll/api"
@@ -127,7 +128,10 @@ func (c *call) createOnce(b []byte, keyHash, bodyHash string) (api.Object, error
 	}
 	named := o.Metadata().Name != ""
 	for try := 0; ; try++ {
-		n := api.Clone(o)
+		n := o
+		if !named {
+			n = api.Clone(o) // for another name, should this one be taken
+		}
 		if err := c.prepareCreate(n, name.Seed{Key: keyHash, Try: try}); err != nil {
 			return nil, err
 		}
@@ -164,7 +168,11 @@ func (c *call) repeated(ref api.Ref, keyHash, bodyHash string) api.Object {
 
 // learned tells package auth at once what the watch will tell it a moment later,
 // so that a caller who made a binding or removed a token sees the effect.
-func (c *call) learned(o api.Object, rev int64) { c.learn(store.Event{Rev: rev, Object: api.Clone(o)}) }
+func (c *call) learned(o api.Object, rev int64) {
+	if slices.Contains(authKinds(), o.ObjectKind()) {
+		c.learn(store.Event{Rev: rev, Object: api.Clone(o)})
+	}
+}
 
 func (c *call) replace() error {
 	ref := c.target()
