@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.uber.org/zap"
 
 	"atoll/api"
 	"atoll/internal/errs"
@@ -573,5 +574,14 @@ func benchOpen(b *testing.B, dir func() string) {
 		if err := s.Close(); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestLogOfASlowTransactionIsClipped(t *testing.T) {
+	var out strings.Builder
+	z := zap.New(zapCore{log: slog.New(slog.NewTextHandler(&out, nil))})
+	z.Warn("apply request took too long", zap.String("request", strings.Repeat("key ", 10_000)), zap.String("took", "1s"))
+	if n := out.Len(); n > 1000 || n < fieldMost || !strings.Contains(out.String(), "took:1s") {
+		t.Errorf("%d bytes: %.500s", n, out.String())
 	}
 }

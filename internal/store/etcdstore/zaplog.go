@@ -54,8 +54,21 @@ func (z zapCore) Write(e zapcore.Entry, f []zapcore.Field) error {
 	if e.Level > zapcore.WarnLevel {
 		level = slog.LevelError
 	}
+	for k, v := range enc.Fields {
+		enc.Fields[k] = clip(v)
+	}
 	z.log.LogAttrs(context.Background(), level, "etcd", slog.String("message", e.Message), slog.Any("fields", enc.Fields))
 	return nil
+}
+
+// fieldMost bounds one field: of a slow transaction etcd writes every key.
+const fieldMost = 300
+
+func clip(v any) any {
+	if s, ok := v.(string); ok && len(s) > fieldMost {
+		return strings.ToValidUTF8(s[:fieldMost], "") + "..."
+	}
+	return v
 }
 
 func (z zapCore) Sync() error { return nil }
