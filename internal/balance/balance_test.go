@@ -37,6 +37,9 @@ type want struct {
 }
 
 func TestPlan(t *testing.T) {
+	swap := []Host{node("a", 4), node("b", 4), node("c", 4)}
+	swapped := []Instance{{Name: "y", Host: 1, Load: flat(1, 9), Request: Vector{4}, Wrong: "is wrong", Rested: Never},
+		{Name: "x", Host: 0, Load: flat(1, 9), Request: Vector{4}, Wrong: "is wrong", Rested: Never}}
 	for name, c := range map[string]struct {
 		pool   Pool
 		config Config
@@ -95,6 +98,29 @@ func TestPlan(t *testing.T) {
 			pool: Pool{Hosts: []Host{node("a", 10), node("b", 10)},
 				Instances: []Instance{inst("x", 0, 1, 5), inst("x2", 0, 1, 1), inst("y", 1, 1, 1), inst("z", 1, 1, 1)}},
 			config: Config{MaxMoves: 1},
+		},
+		"not back to where it came from a moment ago": {
+			pool: Pool{Hosts: []Host{node("a", 100), node("b", 100), node("c", 100)},
+				Instances: []Instance{{Name: "x", Host: 0, Came: 1, Rested: 2, Load: flat(6, 9), Request: Vector{1}}, {Name: "y", Host: 0, Load: flat(6, 9), Request: Vector{1}, Fixed: "is pinned"},
+					{Name: "z", Host: 1, Load: flat(2, 9), Request: Vector{1}, Fixed: "is pinned"}, {Name: "w", Host: 2, Load: flat(1, 9), Request: Vector{1}, Fixed: "is pinned"}}},
+			want: []want{{"x", "c", Pressure, "short"}},
+		},
+		"what leaves is there until it has gone": {
+			pool:   Pool{Hosts: swap, Instances: swapped},
+			config: Config{Goals: []Goal{Repair}},
+			want:   []want{{"y", "c", Repair, "wrong"}},
+		},
+		"in turn its room is used": {
+			pool:   Pool{Hosts: swap, Instances: swapped},
+			config: Config{Goals: []Goal{Repair}, InTurn: true},
+			want:   []want{{"y", "c", Repair, "wrong"}, {"x", "b", Repair, "wrong"}},
+		},
+		"in turn a smaller one makes way": {
+			pool: Pool{Hosts: []Host{node("a", 4), node("b", 8), node("c", 6)}, Instances: []Instance{
+				inst("x", 0, 1, 4), inst("s", 1, 1, 2), {Name: "y", Host: 1, Load: flat(1, 48), Request: Vector{4}, Fixed: "is pinned"},
+				{Name: "z", Host: 2, Load: flat(1, 48), Request: Vector{4}, Fixed: "is pinned"}}},
+			config: Config{InTurn: true},
+			want:   []want{{"s", "c", Power, "empties a"}, {"x", "b", Power, "empties a"}},
 		},
 		"room for a size that fits nowhere": {
 			pool: Pool{Hosts: []Host{{Name: "a", CPU: 10, Capacity: Vector{8, 10}}, {Name: "b", CPU: 10, Capacity: Vector{8, 10}}},

@@ -37,7 +37,6 @@ type plan struct {
 // step is a move within a plan that may be taken back.
 type step struct {
 	i, from, to int
-	wasOff      bool
 }
 
 func newPlan(p Pool, c Config) *plan {
@@ -198,7 +197,7 @@ func (pl *plan) fits(i, h int) bool {
 }
 
 func (pl *plan) put(i, to int) step {
-	st := step{i: i, from: pl.at[i], to: to, wasOff: pl.places[to].off}
+	st := step{i: i, from: pl.at[i], to: to}
 	pl.shift(i, st.from, to)
 	b := &pl.places[to]
 	b.book(pl.p.Instances[i].Request, 1)
@@ -211,6 +210,7 @@ func (pl *plan) put(i, to int) step {
 	return st
 }
 
+// back takes a step back; those that wake a host never are.
 func (pl *plan) back(st step) {
 	pl.shift(st.i, st.to, st.from)
 	b := &pl.places[st.to]
@@ -219,7 +219,6 @@ func (pl *plan) back(st step) {
 		pl.places[st.from].book(pl.p.Instances[st.i].Request, 1)
 	}
 	b.arrived--
-	b.off = st.wasOff
 	pl.moved[st.i] = false
 }
 
