@@ -40,7 +40,7 @@ type InstanceSpec struct {
 	Hugepages     string   `json:"hugepages,omitempty" doc:"memory of that size from huge pages, part of requests.memory" example:"1Gi"`
 	GPUModels     []string `json:"gpuModels,omitempty" doc:"only on one of these models" example:"[A100, H100]"`
 
-	Queue bool `json:"queue,omitempty" doc:"when the pool has no room, wait for it instead of being refused; implied by a gang"`
+	Queue bool `json:"queue,omitempty" doc:"when the pool has no room, wait for it instead of being refused; implied by a gang, and by a priorityClass that preempts"`
 
 	Restart   string     `json:"restart,omitempty" doc:"what to do when it ends" enum:"always|on-failure|never" default:"always"`
 	Stopped   bool       `json:"stopped,omitempty" doc:"keep it, but do not run it"`

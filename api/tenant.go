@@ -106,8 +106,9 @@ type Ledger struct {
 // LedgerSpec is the account.
 type LedgerSpec struct {
 	Requested Resources `json:"requested,omitempty" doc:"sum of the requests of all admitted instances, and counts"`
+	Waiting   Resources `json:"waiting,omitempty" doc:"the part of requested that the pool promised no room for: instances that may wait for it"`
 	Promised  Resources `json:"promised,omitempty" doc:"sum of the guarantees of the tenants directly inside"`
-	Reserved  Resources `json:"reserved,omitempty" doc:"pool only: sum over the top tenants of what is larger, guarantee or requested; the rest is free for all"`
+	Reserved  Resources `json:"reserved,omitempty" doc:"pool only: sum over the top tenants of what is larger, guarantee or requested (without waiting); the rest is free for all"`
 	NextUID   uint32    `json:"nextUid,omitempty" doc:"pool only: where the next tenant's range of host user IDs starts"`
 }
 

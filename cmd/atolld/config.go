@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -39,6 +40,7 @@ type config struct {
 	Registry  registryConfig             `json:"registry"`  // file only
 	Drivers   map[string]json.RawMessage `json:"drivers"`   // file only: a section per driver, read by the driver itself
 	Buffer    int                        `json:"buffer"`    // percent of the pool that stays unpromised
+	Spare     int                        `json:"spare"`     // nodes the pool can lose and still keep its promises
 	LogLevel  string                     `json:"logLevel"`  // debug, info, warn, error
 	LogFormat string                     `json:"logFormat"` // text, json
 }
@@ -131,6 +133,8 @@ func (c *config) flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.EtcdKey, "etcd-key", c.EtcdKey, "PEM `file`: key of that certificate")
 	fs.StringVar(&c.DNS, "dns", c.DNS, "resolvers of instances, comma-separated (default: the host's)")
 	fs.StringVar(&c.Busybox, "busybox", c.Busybox, "static busybox the built-in image is made of; empty: no built-in image")
+	fs.IntVar(&c.Buffer, "buffer", c.Buffer, "`percent` of the pool that is promised to nobody")
+	fs.IntVar(&c.Spare, "spare", c.Spare, "so many `nodes` (the largest) may be lost and what is promised still fits, in sum; 1 is called N+1")
 	fs.StringVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
 	fs.StringVar(&c.LogFormat, "log-format", c.LogFormat, "text or json")
 }
@@ -186,6 +190,11 @@ func (c *config) check() error {
 	}
 	if !api.ValidName(c.Group) {
 		f = append(f, errs.Field{Field: "group", Value: c.Group, Rule: "must be a DNS label", Example: "atoll"})
+	}
+	for name, v := range map[string][2]int{"buffer": {c.Buffer, 90}, "spare": {c.Spare, 1000}} {
+		if v[0] < 0 || v[0] > v[1] {
+			f = append(f, errs.Field{Field: name, Value: strconv.Itoa(v[0]), Rule: fmt.Sprintf("must be 0 to %d", v[1]), Example: "1"})
+		}
 	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		f = append(f, errs.Field{Field: "log-format", Value: c.LogFormat, Rule: "must be text or json", Example: "json"})

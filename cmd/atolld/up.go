@@ -27,6 +27,7 @@ import (
 	"atoll/internal/driver"
 	"atoll/internal/errs"
 	"atoll/internal/metrics"
+	"atoll/internal/policy"
 	"atoll/internal/reconcile"
 	"atoll/internal/server"
 	"atoll/internal/store"
@@ -84,6 +85,7 @@ func runUp(ctx context.Context, args []string) error {
 	cache := store.NewCache(base, allKinds()...)
 	g.Go(func() error { return cache.Run(gctx) })
 	st := quota.New(cache)
+	st.Reserve = quota.Reserve{Buffer: c.Buffer, Spare: c.Spare}
 	if err := bootstrap(gctx, st, clk, imgs); err != nil {
 		return errors.Join(err, g.Wait())
 	}
@@ -99,7 +101,8 @@ func runUp(ctx context.Context, args []string) error {
 	hub.Register(c.Node, dial)
 
 	engine := reconcile.New(st, clk, log, reconcile.Events{})
-	cs, err := control.All(control.Deps{Clock: clk, Log: log, Chain: builtin.Policies(), Seed: 1, Subnet: c.Subnet})
+	cs, err := control.All(control.Deps{Clock: clk, Log: log, Chain: builtin.Policies(), Seed: 1, Subnet: c.Subnet,
+		Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}})
 	if err != nil {
 		return err
 	}
@@ -108,7 +111,7 @@ func runUp(ctx context.Context, args []string) error {
 	}
 	ca := auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
 	srv := server.New(server.Deps{Store: st, Auth: auth.New(clk, auth.Config{}), CA: ca, Hub: hub, Clock: clk, Rand: rand.Reader, Log: log,
-		Lists: cache, Base: base, Chain: builtin.Policies(), Metrics: metrics.New(), Version: version, Audit: audit(log)}, server.Config{Socket: c.Socket, TLSAddr: c.Listen, Hosts: []string{c.Node}})
+		Lists: cache, Base: base, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log)}, server.Config{Socket: c.Socket, TLSAddr: c.Listen, Hosts: []string{c.Node}})
 
 	// The API answers when the node is known: the first call may ask for its capacity.
 	if err := a.Start(gctx); err != nil {

@@ -19,6 +19,8 @@ type Deps struct {
 	Seed  uint64
 	// Subnet is where addresses on the default network come from.
 	Subnet string
+	// Keep is what of the pool instances that wait for room must leave; admission keeps the same.
+	Keep policy.Keep
 	// Rebalance is how the pool is kept in shape; its zero value leaves it as it is.
 	Rebalance RebalanceConfig
 }

@@ -142,7 +142,7 @@ func (p *Placement) proposeGang(in *api.Instance, members map[*api.Instance]*api
 	sortProposals(prs)
 	fits = true
 	for i, pr := range prs {
-		if p.poolRefuses(pr.item) == "" {
+		if p.view.Keeps(pr.item, p.keep) == "" {
 			pr.Placement = p.planner.Decide(pr.item)
 		}
 		pr.Decision.At = start

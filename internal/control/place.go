@@ -65,7 +65,7 @@ func (p *Placement) propose(in *api.Instance, a *api.Assignment) *proposal {
 	default:
 		delete(p.nominated, in.UID)
 		p.view.Unplace(in.UID)
-		switch why := p.poolRefuses(it); {
+		switch why := p.view.Keeps(it, p.keep); {
 		case p.mayPreempt(it):
 			pr.Placement = p.planner.DecideOrPreempt(it)
 		case why != "":
@@ -91,26 +91,6 @@ func (p *Placement) propose(in *api.Instance, a *api.Assignment) *proposal {
 		pr.Decision.Refusals, pr.Decision.Hints, pr.Decision.Chosen = waiting.Decision.Refusals, waiting.Decision.Hints, ""
 	}
 	return pr
-}
-
-// buffer is how much of the pool, in percent, is kept for what is not foreseen; admission keeps the same.
-const buffer = 10
-
-// poolRefuses says why an instance that waits for room may not have what is free:
-// it would take what other tenants are guaranteed. Others were admitted for good.
-func (p *Placement) poolRefuses(it *policy.Item) string {
-	if !it.Spec.Waits() {
-		return ""
-	}
-	top := policy.TopTenant(it.Ref.Tenant)
-	used, promised := p.view.UsedBy(top), p.view.PromisedTo(top)
-	for _, i := range []int{policy.CPU, policy.Memory, policy.GPU} {
-		more := used[i] + it.Request[i] - max(used[i], promised[i])
-		if more > 0 && more > p.view.Unpromised(i, buffer) {
-			return fmt.Sprintf("what is left of %s is kept for the guarantees of tenants, and the pool's buffer", api.ResourceNames()[i])
-		}
-	}
-	return ""
 }
 
 // waitingFor says that others are on their way out.

@@ -26,6 +26,7 @@ import (
 // the commits run side by side. A commit that fails takes its decision back.
 type Placement struct {
 	clock clock.Clock
+	keep  policy.Keep
 
 	mu        sync.Mutex // guards all below
 	view      *policy.View
@@ -56,7 +57,7 @@ func NewPlacement(d Deps) (*Placement, error) {
 		return nil, err
 	}
 	v := policy.NewView()
-	return &Placement{clock: d.Clock, planner: sched.NewPlanner(v, d.Chain, d.Seed), view: v, pool: pool, classes: map[string]*api.PriorityClass{},
+	return &Placement{clock: d.Clock, keep: d.Keep, planner: sched.NewPlanner(v, d.Chain, d.Seed), view: v, pool: pool, classes: map[string]*api.PriorityClass{},
 		weights: map[string]int64{}, pending: map[api.Ref]*policy.Item{}, nominated: map[string]*nomination{}, gangs: map[gangKey]map[string]bool{}}, nil
 }
 

@@ -34,7 +34,7 @@ func newWorld(t *testing.T, subnet string) *world {
 	w := &world{t: t, mem: store.NewMem(), clk: clock.NewManual(time.Unix(1000, 0))}
 	log := slog.New(slog.DiscardHandler)
 	w.eng = reconcile.New(w.mem, w.clk, log, reconcile.Events{})
-	cs, err := All(Deps{Clock: w.clk, Log: log, Subnet: subnet, Chain: policy.Chain{Filters: []policy.Filter{host.New(), resource.New(), port.New()}}})
+	cs, err := All(Deps{Clock: w.clk, Log: log, Subnet: subnet, Keep: policy.Keep{Buffer: 10}, Chain: policy.Chain{Filters: []policy.Filter{host.New(), resource.New(), port.New()}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,6 +61,17 @@ func (p *Plan) broken(before promised, pending []*policy.Item, gone []*policy.No
 	return out
 }
 
+// kept refuses an instance that waits for room what tenants are guaranteed, as
+// placement does; nil when it may have it.
+func (p *Plan) kept(it *policy.Item) *api.Decision {
+	why := p.view.Keeps(it, p.cfg.Keep)
+	if why == "" {
+		return nil
+	}
+	return &api.Decision{Of: len(p.view.Nodes), Refusals: []api.Refusal{{Policy: "pool", Reason: why, Nodes: len(p.view.Nodes)}},
+		Hints: []string{"it starts when others give room back; a larger guarantee of its tenant would be its own"}}
+}
+
 // parted are the resources that hosts have and tenants are promised.
 var parted = [...]int{policy.CPU, policy.Memory}
 

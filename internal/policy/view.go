@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"sort"
 	"strings"
 
@@ -244,10 +245,16 @@ func (v *View) Borrows(tenant string) bool {
 	return false
 }
 
-// Unpromised is what of a dimension is neither used nor kept for the guarantees of
-// tenants, when so many percent of the pool are kept back.
-func (v *View) Unpromised(i int, keep int64) int64 {
-	free := v.capacity[i] / 100 * (100 - keep)
+// Keep is what of the pool is kept for what is not foreseen.
+type Keep struct {
+	Buffer int // percent
+	Spare  int // so many of the largest nodes
+}
+
+// Unpromised is what of a dimension is neither used, nor kept, nor needed for the
+// guarantees of tenants.
+func (v *View) Unpromised(i int, k Keep) int64 {
+	free := (v.capacity[i] - v.largest(i, k.Spare)) / 100 * int64(100-k.Buffer)
 	for name, p := range v.promised {
 		if api.ParentTenant(name) == "" {
 			used := v.UsedBy(name)
@@ -260,6 +267,41 @@ func (v *View) Unpromised(i int, keep int64) int64 {
 		}
 	}
 	return free
+}
+
+// Keeps says why an item that waits for room may not have what is free: it would
+// take what other tenants are guaranteed, or what is kept. "" when it may. Items that
+// do not wait were admitted for good.
+func (v *View) Keeps(it *Item, k Keep) string {
+	if !it.Spec.Waits() {
+		return ""
+	}
+	top := TopTenant(it.Ref.Tenant)
+	used, promised := v.UsedBy(top), v.promised[top]
+	for _, i := range []int{CPU, Memory, GPU} {
+		more := used[i] + it.Request[i] - max(used[i], promised[i])
+		if more > 0 && more > v.Unpromised(i, k) {
+			return "what is left of " + string(api.ResourceNames()[i]) + " is kept for the guarantees of tenants, and the pool's buffer"
+		}
+	}
+	return ""
+}
+
+// largest sums up the n nodes that have most of a dimension.
+func (v *View) largest(i, n int) int64 {
+	if n <= 0 {
+		return 0
+	}
+	all := make([]int64, 0, len(v.Nodes))
+	for _, x := range v.Nodes {
+		all = append(all, x.Allocatable[i])
+	}
+	slices.Sort(all)
+	sum := int64(0)
+	for _, a := range all[max(len(all)-n, 0):] {
+		sum += a
+	}
+	return sum
 }
 
 // TopTenant is the outermost tenant around one.

@@ -102,6 +102,7 @@ func (c *call) mayRank(in *api.Instance) error {
 	if !class.Spec.Preempt {
 		return nil
 	}
+	in.Spec.Queue = true // a full pool is no reason to refuse it: it makes room
 	return c.Auth.Grants(c.id, in.Tenant, []string{"priority:" + class.Name})
 }
 

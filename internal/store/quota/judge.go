@@ -135,7 +135,7 @@ func (p *plan) starts(ctx context.Context) error {
 func (p *plan) limits(ctx context.Context, path string) error {
 	a := p.accounts[path]
 	used := a.spec.Requested
-	a.spec.Requested = plus(used, a.delta)
+	a.spec.Requested, a.spec.Waiting = plus(used, a.delta), plus(a.spec.Waiting, a.waits)
 	if path == "" || a.delta.zero() {
 		return nil
 	}

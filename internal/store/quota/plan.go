@@ -18,6 +18,7 @@ type account struct {
 	had    api.LedgerSpec
 	spec   api.LedgerSpec
 	delta  sums // change of requested
+	waits  sums // change of waiting
 	touch  bool // write it even if it stays the same: who plans with the tenant must notice
 	drop   bool
 }
@@ -121,15 +122,16 @@ func (p *plan) instance(ctx context.Context, op *store.Op) error {
 			return errs.New(errs.Internal, "%s is a %T", op.Target(), op.Object)
 		}
 	}
-	delta := sums{}
-	if err := delta.add(usage(is), 1); err != nil {
+	delta, err := change(usage(was), usage(is))
+	if err != nil {
 		return err
 	}
-	if err := delta.add(usage(was), -1); err != nil {
+	waits, err := change(waiting(was), waiting(is))
+	if err != nil {
 		return err
 	}
 	begins := is != nil && (was == nil || was.Spec.Stopped && !is.Spec.Stopped)
-	if delta.zero() && !begins {
+	if delta.zero() && waits.zero() && !begins {
 		return nil
 	}
 	tenant := op.Target().Tenant
@@ -142,6 +144,9 @@ func (p *plan) instance(ctx context.Context, op *store.Op) error {
 			return err
 		}
 		if err := a.delta.add(delta, 1); err != nil {
+			return err
+		}
+		if err := a.waits.add(waits, 1); err != nil {
 			return err
 		}
 		a.touch = true
@@ -212,7 +217,7 @@ func (p *plan) account(ctx context.Context, tenant string) (*account, error) {
 		}
 		p.books.accounts[tenant] = b
 	}
-	a := &account{tenant: tenant, was: b.was, had: b.spec, spec: b.spec, delta: sums{}}
+	a := &account{tenant: tenant, was: b.was, had: b.spec, spec: b.spec, delta: sums{}, waits: sums{}}
 	p.accounts[tenant] = a
 	return a, nil
 }

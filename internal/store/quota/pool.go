@@ -3,6 +3,8 @@ package quota
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sort"
 
 	"atoll/api"
@@ -11,10 +13,6 @@ import (
 )
 
 const (
-	// Of what the nodes have, this many of ten parts are given away; the rest is
-	// the buffer for what is not foreseen.
-	givenParts, ofParts = 9, 10
-
 	// Host user IDs: a tenant has 65,536, as many as a container's own user table.
 	// They start above what people and distributions use and end below 2^31, which
 	// some tools read as negative.
@@ -32,9 +30,18 @@ type follower interface {
 // of nodes and many admissions a second.
 type capacity struct {
 	place uint64 // how far the store was followed; 0: not yet
-	nodes int
+	nodes map[string]api.Resources
 	total sums
 }
+
+// Reserve is what of the nodes' sum is given to nobody.
+type Reserve struct {
+	Buffer int // percent kept for what is not foreseen
+	Spare  int // so many of the largest nodes may be lost, and what is promised still fits in sum
+}
+
+// DefaultReserve is a tenth, and no spare node.
+func DefaultReserve() Reserve { return Reserve{Buffer: 10} }
 
 // read brings the sum up to date.
 func (c *capacity) read(ctx context.Context, s store.Store) error {
@@ -51,7 +58,7 @@ func (c *capacity) read(ctx context.Context, s store.Store) error {
 		next, err = f.Follow(ctx, api.KindNode, c.place, add)
 	}
 	if c.place == 0 || errors.Is(err, errs.Compacted) {
-		c.nodes, c.total = 0, sums{}
+		c.nodes, c.total = map[string]api.Resources{}, sums{}
 		next, err = f.Follow(ctx, api.KindNode, 0, add)
 	}
 	if c.place = next; err == nil {
@@ -69,7 +76,7 @@ func (c *capacity) list(ctx context.Context, s store.Store) error {
 	if err != nil {
 		return err
 	}
-	c.nodes, c.total = 0, sums{}
+	c.nodes, c.total = map[string]api.Resources{}, sums{}
 	for _, n := range nodes {
 		c.count(n, 1)
 	}
@@ -82,25 +89,60 @@ func (c *capacity) count(o api.Object, sign int) {
 	if !ok {
 		return
 	}
-	c.nodes += sign
-	for r, v := range n.Status.Allocatable {
+	has := promisable(n)
+	if delete(c.nodes, n.Name); sign > 0 {
+		c.nodes[n.Name] = has
+	}
+	for r, v := range has {
 		c.total[r] += int64(sign) * v
 	}
 }
 
+// promisable is what a node may promise: where its operator allows it, more CPU than there is.
+func promisable(n *api.Node) api.Resources {
+	o := n.Spec.Overcommit
+	times := int64(max(o.Burstable, o.Guaranteed, 100))
+	cpu, ok := n.Status.Allocatable[api.CPU]
+	if times == 100 || !ok {
+		return n.Status.Allocatable
+	}
+	out := maps.Clone(n.Status.Allocatable)
+	out[api.CPU] = cpu * times / 100
+	return out
+}
+
 // give is the part of the nodes' sum that may be given away; empty without nodes.
-func (c *capacity) give() api.Resources {
+func (c *capacity) give(keep Reserve) api.Resources {
 	out := api.Resources{}
-	if c.nodes == 0 {
+	if len(c.nodes) == 0 {
 		return out
 	}
 	for r, v := range c.total {
-		out[r] = v / ofParts * givenParts
+		v -= c.largest(r, keep.Spare)
+		parts := int64(100 - keep.Buffer)
+		out[r] = v / 100 * parts
 		if v < 1<<50 {
-			out[r] = v * givenParts / ofParts
+			out[r] = v * parts / 100
 		}
 	}
 	return out
+}
+
+// largest sums up the n nodes that have most of a resource.
+func (c *capacity) largest(r api.Resource, n int) int64 {
+	if n <= 0 {
+		return 0
+	}
+	var all []int64
+	for _, has := range c.nodes {
+		all = append(all, has[r])
+	}
+	slices.Sort(all)
+	sum := int64(0)
+	for _, v := range all[max(len(all)-n, 0):] {
+		sum += v
+	}
+	return sum
 }
 
 // capacity sums the nodes, once for all plans.
@@ -109,7 +151,7 @@ func (b *books) capacity(ctx context.Context) (api.Resources, error) {
 		if err := b.q.nodes.read(ctx, b.q.Store); err != nil {
 			return nil, err
 		}
-		b.given = b.q.nodes.give()
+		b.given = b.q.nodes.give(b.q.Reserve)
 	}
 	return b.given, nil
 }
@@ -133,7 +175,7 @@ func (p *plan) pool(ctx context.Context, pool *account) error {
 			return err
 		}
 		a := p.accounts[path]
-		pool.spec.Reserved = plus(pool.spec.Reserved, difference(reserve(guarantee(o.was), a.had.Requested), reserve(guarantee(o.is), a.spec.Requested)))
+		pool.spec.Reserved = plus(pool.spec.Reserved, difference(reserve(guarantee(o.was), firm(a.had)), reserve(guarantee(o.is), firm(a.spec))))
 	}
 	if len(given) > 0 { // with no nodes yet everything waits, and nothing is promised
 		for _, r := range shared {

@@ -40,6 +40,8 @@ type Store struct {
 	store.Store
 	// Clock is what pauses are measured with; set before use. Default: the machine's.
 	Clock clock.Clock
+	// Reserve is what of the pool is given to nobody; set before use.
+	Reserve Reserve
 	// turn is held while plans are made and committed. As every admission writes the
 	// pool's ledger, commits of one process would only make each other repeat.
 	turn  chan struct{}
@@ -49,7 +51,7 @@ type Store struct {
 
 // New puts admission before s. What is written to s directly is not counted until Recount.
 func New(s store.Store) *Store {
-	return &Store{Store: s, Clock: clock.Real{}, turn: make(chan struct{}, 1)}
+	return &Store{Store: s, Clock: clock.Real{}, Reserve: DefaultReserve(), turn: make(chan struct{}, 1)}
 }
 
 // Commit adds the ledger ops that the caller's ops need. Errors beside those of the

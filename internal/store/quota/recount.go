@@ -95,12 +95,12 @@ func (q *Store) recount(ctx context.Context) (int, error) {
 }
 
 func same(a, b api.LedgerSpec) bool {
-	return maps.Equal(a.Requested, b.Requested) && maps.Equal(a.Promised, b.Promised) && maps.Equal(a.Reserved, b.Reserved) && a.NextUID == b.NextUID
+	return maps.Equal(a.Requested, b.Requested) && maps.Equal(a.Waiting, b.Waiting) && maps.Equal(a.Promised, b.Promised) && maps.Equal(a.Reserved, b.Reserved) && a.NextUID == b.NextUID
 }
 
 // count makes every ledger from nothing but the objects.
 func count(tenants []*api.Tenant, instances []*api.Instance) (map[string]api.LedgerSpec, error) {
-	requested, promised := map[string]sums{"": {}}, map[string]sums{"": {}}
+	requested, waits, promised := map[string]sums{"": {}}, map[string]sums{"": {}}, map[string]sums{"": {}}
 	guarantees := map[string]api.Resources{}
 	next := uint32(0)
 	for _, t := range tenants {
@@ -120,7 +120,10 @@ func count(tenants []*api.Tenant, instances []*api.Instance) (map[string]api.Led
 	for _, in := range instances {
 		for _, path := range append(api.TenantChain(in.Tenant), "") {
 			if requested[path] == nil {
-				requested[path] = sums{}
+				requested[path], waits[path] = sums{}, sums{}
+			}
+			if err := waits[path].add(waiting(in), 1); err != nil {
+				return nil, err
 			}
 			if err := requested[path].add(usage(in), 1); err != nil {
 				return nil, err
@@ -135,10 +138,10 @@ func count(tenants []*api.Tenant, instances []*api.Instance) (map[string]api.Led
 		out[path] = api.LedgerSpec{}
 	}
 	for path := range out {
-		spec := api.LedgerSpec{Requested: plus(nil, requested[path]), Promised: plus(nil, promised[path])}
+		spec := api.LedgerSpec{Requested: plus(nil, requested[path]), Waiting: plus(nil, waits[path]), Promised: plus(nil, promised[path])}
 		out[path] = spec
 		if path != "" && api.ParentTenant(path) == "" {
-			reserved = plus(reserved, sums(reserve(guarantees[path], spec.Requested)))
+			reserved = plus(reserved, sums(reserve(guarantees[path], firm(spec))))
 		}
 	}
 	pool := out[""]

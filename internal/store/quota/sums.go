@@ -26,6 +26,19 @@ func usage(in *api.Instance) sums {
 	return out
 }
 
+// waiting is the part of the usage that the pool promises no room for.
+func waiting(in *api.Instance) sums {
+	if in == nil || !in.Spec.Waits() {
+		return nil
+	}
+	out := usage(in)
+	delete(out, api.Instances)
+	return out
+}
+
+// firm is what of an account the pool has promised room for.
+func firm(l api.LedgerSpec) api.Resources { return plus(l.Requested, difference(l.Waiting, nil)) }
+
 // largest bounds one request, so that sums of many stay countable.
 const largest = math.MaxInt64 / 4
 
@@ -40,6 +53,15 @@ func (s sums) add(o sums, sign int64) error {
 		}
 	}
 	return nil
+}
+
+// change is what an account gains when an instance that counted for was counts for is.
+func change(was, is sums) (sums, error) {
+	d := sums{}
+	if err := d.add(is, 1); err != nil {
+		return nil, err
+	}
+	return d, d.add(was, -1)
 }
 
 func (s sums) zero() bool {
