@@ -66,6 +66,7 @@ func ShutdownRead(f *os.File) error {
 type FDSocket struct {
 	Path string
 	fd   int
+	conn int // who connected, but has not sent yet; -1: nobody
 	dir  string
 }
 
@@ -85,24 +86,27 @@ func ListenFD(dir, name string) (*FDSocket, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	return &FDSocket{Path: path, fd: fd, dir: dir}, nil
+	return &FDSocket{Path: path, fd: fd, conn: -1, dir: dir}, nil
 }
 
-// Receive waits up to d for the descriptor.
+// Receive waits up to d for the descriptor. After os.ErrDeadlineExceeded it may be called again:
+// who has connected in the meantime may still send.
 func (s *FDSocket) Receive(d time.Duration) (*os.File, error) {
-	if err := pollIn(s.fd, d); err != nil {
-		return nil, fmt.Errorf("wait for a connection: %w", err)
+	if s.conn < 0 {
+		if err := pollIn(s.fd, d); err != nil {
+			return nil, fmt.Errorf("wait for a connection: %w", err)
+		}
+		conn, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		if err != nil {
+			return nil, fmt.Errorf("accept: %w", err)
+		}
+		s.conn = conn
 	}
-	conn, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("accept: %w", err)
-	}
-	defer unix.Close(conn)
-	if err := pollIn(conn, d); err != nil {
+	if err := pollIn(s.conn, d); err != nil {
 		return nil, fmt.Errorf("wait for a descriptor: %w", err)
 	}
 	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(conn, buf, oob, unix.MSG_CMSG_CLOEXEC)
+	_, n, _, _, err := unix.Recvmsg(s.conn, buf, oob, unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("receive a descriptor: %w", err)
 	}
@@ -138,6 +142,10 @@ func pollIn(fd int, d time.Duration) error {
 // Close removes the socket.
 func (s *FDSocket) Close() {
 	_ = unix.Close(s.fd)
+	if s.conn >= 0 {
+		_ = unix.Close(s.conn)
+		s.conn = -1
+	}
 	_ = os.Remove(s.Path)
 }
 

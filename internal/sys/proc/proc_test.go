@@ -179,6 +179,10 @@ func TestADescriptorIsReceived(t *testing.T) {
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: s.Path}); err != nil {
 		t.Fatal(err)
 	}
+	// A slow sender is waited for.
+	if _, err := s.Receive(10 * time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
