@@ -121,6 +121,10 @@ func allowed(n *policy.Node, it *policy.Item, a *policy.Alloc) Set {
 	return set
 }
 
+// without is what a node without devices is worth to an instance that asks for none:
+// a little more than one with devices that loses nothing by it now.
+const without = 0.55
+
 // Grade is 0.5 where the pool loses no more than is placed, less where it loses more.
 func (p *Policy) Grade(v *policy.View, it *policy.Item) *policy.Grade {
 	f := p.follow(v)
@@ -132,7 +136,7 @@ func (p *Policy) Grade(v *policy.View, it *policy.Item) *policy.Grade {
 		Epoch: f.epoch,
 		Node: func(n *policy.Node) float64 {
 			if len(n.Devices) == 0 {
-				return 0.5
+				return without
 			}
 			free := f.free(n)
 			cost, _ := f.market.Cost(&free, &want, allowed(n, it, nil))

@@ -72,6 +72,7 @@ type capacity struct {
 // host is what Set said of a node.
 type host struct {
 	class int16
+	size  Node // as it was given
 	free  Node
 	items []Item
 }
@@ -90,9 +91,9 @@ func (m *Market) Set(id int, size, free Node, items []Item) int16 {
 		h = &host{class: -1}
 		m.hosts[id] = h
 	}
-	if h.class != c {
+	if h.class != c || h.size != size {
 		m.forget(h)
-		h.class = c
+		h.class, h.size = c, size
 		m.grow(size, 1)
 		m.idle += size.Idle()
 		h.free = size
@@ -120,11 +121,9 @@ func (m *Market) forget(h *host) {
 	if h.class < 0 {
 		return
 	}
-	size := m.classes[h.class].size
 	m.count(h, nil)
-	gone := Node{Class: h.class, Touched: true}
-	m.replace(h, gone)
-	m.grow(size, -1)
+	m.replace(h, Node{Class: h.class, Touched: true})
+	m.grow(h.size, -1)
 	h.class = -1
 }
 
