@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Installs the OS packages Atoll needs (with --test: and those its tests need), only what is missing.
+# With --list it only names those that Atoll needs.
 set -euo pipefail
 need=(crun conmon nftables iproute2 busybox-static ca-certificates e2fsprogs)
-[ "${1:-}" = --test ] && need+=(etcd-server iptables)
+[ "${1:-}" = --list ] && { echo "${need[*]}"; exit; }
+[ "${1:-}" = --test ] && need+=(etcd-server iptables runc qemu-system-x86 mmdebstrap debian-archive-keyring coinor-cbc)
 missing=()
 for p in "${need[@]}"; do
   dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")

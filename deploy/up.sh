@@ -1,18 +1,28 @@
 #!/usr/bin/env bash
 # Sets up and starts a pool of one host, with a demo tenant and instance. Running it again is harmless.
+# ATOLL_BIN names a folder with atoll and atolld built elsewhere; then this host needs no Go.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 row() { printf '  %-10s %-70s %s\n' "$1" "$2" "$3"; }
 fail() { printf 'error: %s\n' "$1" >&2; [ -n "${2:-}" ] && printf '  what would help: %s\n' "$2" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || fail "make up needs root: it installs packages and makes namespaces" "sudo make up"
-command -v go >/dev/null || fail "Go is not installed" "https://go.dev/dl (version 1.26 or later)"
+bin=${ATOLL_BIN:-bin}
+if [ -z "${ATOLL_BIN:-}" ]; then
+  command -v go >/dev/null || fail "Go is not installed" "https://go.dev/dl (version 1.26 or later), or ATOLL_BIN=folder with atoll and atolld"
+elif [ ! -x "$bin/atoll" ] || [ ! -x "$bin/atolld" ]; then
+  fail "ATOLL_BIN=$bin has no atoll and atolld"
+fi
 
 row packages "$(deploy/packages.sh)" ok
-make -s build
-row build "bin/atoll bin/atolld bin/atoll-init" ok
+if [ -z "${ATOLL_BIN:-}" ]; then
+  make -s build
+  row build "bin/atoll bin/atolld bin/atoll-init" ok
+else
+  row build "$bin/atoll $bin/atolld" "built before"
+fi
 for b in atoll atolld; do
   # A running binary cannot be overwritten, but it can be replaced.
-  cmp -s "bin/$b" "/usr/local/bin/$b" || { cp "bin/$b" "/usr/local/bin/.$b.new" && mv "/usr/local/bin/.$b.new" "/usr/local/bin/$b"; }
+  cmp -s "$bin/$b" "/usr/local/bin/$b" || { cp "$bin/$b" "/usr/local/bin/.$b.new" && mv "/usr/local/bin/.$b.new" "/usr/local/bin/$b"; }
 done
 
 ready() { atoll get nodes -o name 2>/dev/null | grep -q .; }
