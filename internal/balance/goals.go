@@ -123,8 +123,8 @@ func (pl *plan) reliever(h int, lack float64) (best, to int) {
 func (pl *plan) empty() {
 	var best []clearing
 	most := 0.0
-	for _, o := range []order{mostForTheMoves, leastFilled, dearest} {
-		got := pl.emptyBy(o)
+	for _, try := range pl.attempts() {
+		got := pl.emptyBy(try.order, try.first)
 		won := 0.0
 		for _, c := range got {
 			won += c.gain - c.cost
@@ -149,6 +149,29 @@ func (pl *plan) empty() {
 			return fmt.Sprintf("empties %s, which can then be switched off (%.0f Wh in %.3g h)", name, c.gain, pl.c.Horizon)
 		})
 	}
+}
+
+type attempt struct {
+	order order
+	first int // place in the order to begin at; those before come last
+}
+
+// few is how many hosts a pool has at most to be tried from every one of them.
+const few = 32
+
+// attempts are three orders, and for a small pool, where one host is much, each of
+// them from every beginning.
+func (pl *plan) attempts() []attempt {
+	var out []attempt
+	for _, o := range []order{mostForTheMoves, leastFilled, dearest} {
+		out = append(out, attempt{order: o})
+		if n := len(pl.places); n <= few {
+			for k := 1; k < n; k++ {
+				out = append(out, attempt{o, k})
+			}
+		}
+	}
+	return out
 }
 
 // clearing is a host that is emptied.
@@ -189,7 +212,7 @@ func leastFilled(pl *plan, h int, _ float64) float64 {
 
 func dearest(pl *plan, h int, cost float64) float64 { return pl.saving(h) - cost }
 
-func (pl *plan) emptyBy(o order) []clearing {
+func (pl *plan) emptyBy(o order, first int) []clearing {
 	var hosts []int
 	worth := make([]float64, len(pl.places))
 	for h := range pl.places {
@@ -204,6 +227,12 @@ func (pl *plan) emptyBy(o order) []clearing {
 	slices.SortStableFunc(hosts, func(a, b int) int {
 		return cmp.Or(cmp.Compare(worth[b], worth[a]), cmp.Compare(pl.places[a].mean, pl.places[b].mean))
 	})
+	if first > 0 {
+		if first >= len(hosts) {
+			return nil
+		}
+		hosts = append(hosts[first:], hosts[:first]...)
+	}
 	var out []clearing
 	used, failed := 0, 0
 	pl.tries = 0
@@ -225,10 +254,14 @@ func (pl *plan) emptyBy(o order) []clearing {
 const patience = 64
 
 func (pl *plan) undo(c clearing) {
-	for k := len(c.steps) - 1; k >= 0; k-- {
-		pl.back(c.steps[k])
-	}
+	pl.takeBack(c.steps)
 	pl.places[c.host].emptied = false
+}
+
+func (pl *plan) takeBack(steps []step) {
+	for k := len(steps) - 1; k >= 0; k-- {
+		pl.back(steps[k])
+	}
 }
 
 // canLeave adds up what it costs to empty a host, when that is allowed at all.
@@ -274,15 +307,14 @@ func (pl *plan) emptyOne(h, budget int) (clearing, bool) {
 	for _, i := range members {
 		to := pl.target(i, false)
 		if to < 0 {
-			st, ok := pl.wayFor(i)
-			if !ok || c.gain <= c.cost+pl.cost(st.i) || len(c.steps)+2 > budget {
-				if ok {
-					pl.back(st)
-				}
+			way, h := pl.wayFor(i)
+			for _, st := range way {
+				c.steps, c.cost = append(c.steps, st), c.cost+pl.cost(st.i)
+			}
+			if to = h; to < 0 || c.gain <= c.cost || len(c.steps) >= budget {
 				pl.undo(c)
 				return c, false
 			}
-			c.steps, c.cost, to = append(c.steps, st), c.cost+pl.cost(st.i), st.from
 		}
 		c.steps = append(c.steps, pl.put(i, to))
 	}
@@ -292,33 +324,41 @@ func (pl *plan) emptyOne(h, budget int) (clearing, bool) {
 // ways bounds the search for those who could make way, over a whole plan.
 const ways = 2048
 
-// wayFor moves one smaller instance out of the way of another that fits nowhere, in
-// turn. The step is made; its from is where there is room now.
-func (pl *plan) wayFor(i int) (step, bool) {
+// wayMost is how many may make way for one.
+const wayMost = 3
+
+// wayFor moves smaller instances out of the way of one that fits nowhere, in turn. The
+// steps are made; the host is where there is room now, -1 when there is no way.
+func (pl *plan) wayFor(i int) (way []step, host int) {
 	if !pl.c.InTurn {
-		return step{}, false
+		return nil, -1
 	}
 	for g := range pl.places {
 		if s := &pl.places[g]; s.off || s.emptied {
 			continue
 		}
-		for _, j := range slices.Clone(pl.places[g].members) {
-			if !pl.movable(j) || !pl.rested(j) || pl.bulk(j, g) >= pl.bulk(i, g) {
-				continue
-			}
-			if pl.tries++; pl.tries > ways {
-				return step{}, false
-			}
-			if to := pl.target(j, false); to >= 0 {
-				st := pl.put(j, to)
-				if pl.fits(i, g) {
-					return st, true
+		smaller := slices.DeleteFunc(slices.Clone(pl.places[g].members), func(j int) bool {
+			return !pl.movable(j) || !pl.rested(j) || pl.bulk(j, g) >= pl.bulk(i, g)
+		})
+		for first := range smaller {
+			for _, j := range smaller[first:min(first+wayMost, len(smaller))] {
+				if pl.tries++; pl.tries > ways {
+					pl.takeBack(way)
+					return nil, -1
 				}
-				pl.back(st)
+				to := pl.target(j, false)
+				if to < 0 {
+					continue
+				}
+				if way = append(way, pl.put(j, to)); pl.fits(i, g) {
+					return way, g
+				}
 			}
+			pl.takeBack(way)
+			way = nil
 		}
 	}
-	return step{}, false
+	return nil, -1
 }
 
 // bulk is the part of a host an instance takes, in the dimension it takes most of.

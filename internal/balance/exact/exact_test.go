@@ -132,7 +132,7 @@ func small(seed uint64) (balance.Pool, Problem) {
 func TestConsolidationBesideTheBest(t *testing.T) {
 	path := solver(t)
 	var before, ours, optimum float64
-	const cases = 25
+	const cases = 15
 	for seed := range uint64(cases) {
 		pool, p := small(seed)
 		s, err := Solve(context.Background(), path, &p, 20*time.Second)
@@ -191,7 +191,7 @@ func TestPlacementBesideTheBest(t *testing.T) {
 	path := solver(t)
 	chain := policy.Chain{Filters: []policy.Filter{resource.New()}, Scorers: []policy.Weighted{{Scorer: binpack.New(), Weight: 1}}}
 	var ours, optimum int
-	const cases = 25
+	const cases = 15
 	for seed := range uint64(cases) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		v, p := policy.NewView(), Problem{}
