@@ -204,7 +204,7 @@ func serve(mem *store.Mem) (*remote.Store, func(), error) {
 		return nil, nil, err
 	}
 	clk := clock.Real{}
-	s := server.New(server.Deps{Store: mem, Auth: auth.New(clk, auth.Config{}), Clock: clk, Rand: rand.Reader, Version: "bench", Chain: builtin.Policies()}, server.Config{})
+	s := server.New(server.Deps{Store: mem, Auth: auth.New(clk, auth.Config{}), Clock: clk, Rand: rand.Reader, Version: "bench", Chain: builtin.Policies(), Keep: policy.Keep{Buffer: 10}}, server.Config{})
 	if err := s.LoadAuth(context.Background()); err != nil {
 		return nil, nil, err
 	}

@@ -6,6 +6,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/policy"
 	"atoll/internal/store"
 	"atoll/internal/store/quota"
 )
@@ -14,11 +15,12 @@ import (
 // asked what it would say.
 type books struct {
 	pool Pool
+	keep policy.Keep
 	refs map[api.Ref]api.Object // tenants and ledgers
 }
 
 func (p *Plan) books() *books {
-	b := &books{pool: p.pool, refs: map[api.Ref]api.Object{}}
+	b := &books{pool: p.pool, keep: p.cfg.Keep, refs: map[api.Ref]api.Object{}}
 	for _, t := range p.pool.Tenants {
 		b.refs[api.RefOf(t)] = t
 	}
@@ -78,7 +80,9 @@ func (b *books) judge(ctx context.Context, ops []store.Op) (*api.PlanRefusal, er
 	if len(ops) == 0 {
 		return nil, nil
 	}
-	_, err := quota.New(b).Commit(ctx, ops...)
+	q := quota.New(b)
+	q.Reserve = quota.Reserve{Buffer: b.keep.Buffer, Spare: b.keep.Spare}
+	_, err := q.Commit(ctx, ops...)
 	var e *errs.Error
 	switch {
 	case err == nil:

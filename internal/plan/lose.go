@@ -84,6 +84,11 @@ func (p *Plan) leaving(hosts []*policy.Node, a *api.PlanAnswer) []mover {
 
 // put finds a host for an item and puts it there; false when there is none.
 func (p *Plan) put(t *trial, it *policy.Item, place *api.PlanPlace) bool {
+	if d := p.kept(it); d != nil {
+		place.Decision = d
+		t.wait(it)
+		return false
+	}
 	p.planner.Terse = true // of moves only the refusals are told
 	pl := p.planner.Decide(it)
 	p.planner.Terse = false

@@ -22,7 +22,7 @@ func (p *Plan) objects(ctx context.Context, objs []api.Object) (*api.PlanAnswer,
 	if a.Admission, err = p.admission(ctx, objs); err != nil {
 		return nil, err
 	}
-	then := New(p.with(objs), p.chain, p.seed)
+	then := New(p.with(objs), p.cfg)
 	t := then.try()
 	defer t.end()
 	before := then.promised(then.pending)
@@ -48,7 +48,9 @@ func (p *Plan) objects(ctx context.Context, objs []api.Object) (*api.PlanAnswer,
 			a.Pending++
 		}
 	}
-	a.Guarantees = then.broken(before, q.left, nil)
+	if a.Admission == nil { // what is not admitted has no claim
+		a.Guarantees = then.broken(before, q.left, nil)
+	}
 	a.Holds = a.Pending == 0 && a.Admission == nil && len(a.Guarantees) == 0 && !q.over
 	return a, then.spares(ctx, p, a)
 }
@@ -115,7 +117,7 @@ func (q *queue) change(it *policy.Item, in *api.Instance, where string, place *a
 	}
 	q.trial.off(old)
 	n := q.view.Node(where)
-	s := &searcher{view: q.view, chain: q.chain, kinds: map[string]*kind{}}
+	s := &searcher{view: q.view, chain: q.cfg.Chain, kinds: map[string]*kind{}}
 	if why := s.kind(it).refusal(n); why != "" && open(n) {
 		place.Notes = append(place.Notes, where+" has no room for the change: "+why)
 		q.over = true
@@ -156,11 +158,13 @@ func (q *queue) run() {
 func (q *queue) decide(it *policy.Item) sched.Placement {
 	var pl sched.Placement
 	_, asked := q.at[it.UID]
-	switch {
+	switch kept := q.kept(it); {
+	case asked && q.preempts(it):
+		pl = q.planner.DecideOrPreempt(it)
+	case kept != nil:
+		pl = sched.Placement{Item: it, Decision: *kept}
 	case !asked:
 		pl = q.planner.Fits(it)
-	case q.preempts(it):
-		pl = q.planner.DecideOrPreempt(it)
 	default:
 		pl = q.planner.Decide(it)
 	}
@@ -228,7 +232,11 @@ func (q *queue) together(first *policy.Item, g *api.Gang) []*policy.Item {
 	mark := q.trial.mark()
 	plans := make([]sched.Placement, len(members))
 	for i, x := range members {
-		plans[i] = q.planner.Decide(x)
+		if kept := q.kept(x); kept != nil {
+			plans[i] = sched.Placement{Item: x, Decision: *kept}
+		} else {
+			plans[i] = q.planner.Decide(x)
+		}
 		if plans[i].Node == "" {
 			q.trial.back(mark)
 			q.refuse(members, fmt.Sprintf("not all members of gang %s fit at once", g.Name), &plans[i].Decision)

@@ -30,6 +30,13 @@ type Pool struct {
 	Budgets     []*api.DisruptionBudget
 }
 
+// Config is how the pool decides.
+type Config struct {
+	Chain policy.Chain
+	Seed  uint64
+	Keep  policy.Keep // of the pool, from what is promised and from those that wait for room
+}
+
 // Question is an api.PlanRequest with its objects decoded and checked.
 type Question struct {
 	Objects []api.Object
@@ -43,8 +50,7 @@ type Question struct {
 // Plan knows a pool. One goroutine uses it.
 type Plan struct {
 	pool    Pool
-	chain   policy.Chain
-	seed    uint64
+	cfg     Config
 	view    *policy.View
 	planner *sched.Planner
 	ranks   ranks
@@ -55,14 +61,17 @@ type Plan struct {
 	waits   map[string]bool // their UIDs
 }
 
-// New makes the view of a pool that decides by chain.
-func New(pool Pool, chain policy.Chain, seed uint64) *Plan {
-	p := &Plan{pool: pool, chain: chain, seed: seed, view: policy.NewView(), ranks: ranksOf(pool.Classes), fixed: map[string]bool{}, waits: map[string]bool{}}
+// New makes the view of a pool.
+func New(pool Pool, cfg Config) *Plan {
+	p := &Plan{pool: pool, cfg: cfg, view: policy.NewView(), ranks: ranksOf(pool.Classes), fixed: map[string]bool{}, waits: map[string]bool{}}
 	for _, n := range pool.Nodes {
 		p.view.SetNode(n)
 	}
 	for _, b := range pool.Budgets {
 		p.view.SetBudget(b)
+	}
+	for _, t := range pool.Tenants {
+		p.view.SetTenant(t)
 	}
 	type name struct{ tenant, name string }
 	assigned := make(map[name]*api.Assignment, len(pool.Assignments))
@@ -92,7 +101,7 @@ func New(pool Pool, chain policy.Chain, seed uint64) *Plan {
 	for _, s := range placed {
 		p.view.Place(s.item, s.on.Node, policy.AllocOf(s.on))
 	}
-	p.planner = sched.NewPlanner(p.view, chain, seed)
+	p.planner = sched.NewPlanner(p.view, cfg.Chain, cfg.Seed)
 	return p
 }
 
@@ -107,6 +116,7 @@ const maxWarm = 1000
 
 // warm asks the policies about one item of each kind while little is placed: what
 // they count is then counted as the rest is placed, not over all of it for each kind.
+// What it places is placed again, in its turn.
 func (p *Plan) warm(placed []spot) {
 	kinds := map[string]bool{}
 	var first []spot
@@ -124,15 +134,12 @@ func (p *Plan) warm(placed []spot) {
 	}
 	p.view.Arrange()
 	for _, s := range first {
-		for _, f := range p.chain.Filters {
+		for _, f := range p.cfg.Chain.Filters {
 			_ = f.Check(p.view, s.item)
 		}
-		for _, w := range p.chain.Scorers {
+		for _, w := range p.cfg.Chain.Scorers {
 			_ = w.Grade(p.view, s.item)
 		}
-	}
-	for _, s := range first {
-		p.view.Unplace(s.item.UID)
 	}
 }
 

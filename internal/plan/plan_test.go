@@ -26,6 +26,8 @@ func chain() policy.Chain {
 		Scorers: []policy.Weighted{{Scorer: binpack.New(), Weight: 1}, {Scorer: spread.New(), Weight: 1}, {Scorer: affinity.New(), Weight: 1}}}
 }
 
+func config() Config { return Config{Chain: chain(), Seed: 1, Keep: policy.Keep{Buffer: 10}} }
+
 // drawPool makes a pool whose instances stand where the policies put them.
 func drawPool(t *rapid.T, plain bool) Pool {
 	var pool Pool
@@ -49,7 +51,7 @@ func drawPool(t *rapid.T, plain bool) Pool {
 				Spec: api.DisruptionBudgetSpec{Labels: map[string]string{"app": "web"}, MaxUnavailable: &m}})
 		}
 	}
-	p := New(pool, chain(), 1)
+	p := New(pool, config())
 	for i := range rapid.IntRange(0, 14).Draw(t, "instances") {
 		in := drawInstance(t, fmt.Sprintf("i%d", i), plain)
 		pool.Instances = append(pool.Instances, in)
@@ -149,7 +151,7 @@ func picture(v *policy.View) string {
 func TestQuestionsChangeNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		pool := drawPool(t, false)
-		p := New(pool, chain(), 1)
+		p := New(pool, config())
 		objects, err := json.Marshal(pool)
 		if err != nil {
 			t.Fatal(err)
@@ -164,7 +166,7 @@ func TestQuestionsChangeNothing(t *testing.T) {
 			if now := picture(p.view); now != before {
 				t.Fatalf("the view changed\nfrom %s\nto   %s", before, now)
 			}
-			again, err := New(pool, chain(), 1).Answer(t.Context(), q)
+			again, err := New(pool, config()).Answer(t.Context(), q)
 			if err != nil || !reflect.DeepEqual(first, again) {
 				x, _ := json.Marshal(first)
 				y, _ := json.Marshal(again)
@@ -182,7 +184,7 @@ func TestPlansNeverOvercommit(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		pool := drawPool(t, false)
 		q := drawQuestion(t, pool)
-		p := New(pool, chain(), 1)
+		p := New(pool, config())
 		a, err := p.Answer(t.Context(), q)
 		if err != nil {
 			t.Fatal(err)
@@ -255,7 +257,7 @@ func TestBudgetsBindDrainsOnly(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		pool := drawPool(t, true)
 		h := drawHosts(t, pool)
-		p := New(pool, chain(), 1)
+		p := New(pool, config())
 		spare := map[string]int{}
 		for _, n := range p.view.Nodes {
 			for _, it := range n.Items {
@@ -307,7 +309,7 @@ func TestSpareIsLosingEach(t *testing.T) {
 		for _, tn := range pool.Tenants {
 			tn.Spec.Guarantee = nil
 		}
-		p := New(pool, chain(), 1)
+		p := New(pool, config())
 		s, err := p.spare(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -333,6 +335,24 @@ func TestSpareIsLosingEach(t *testing.T) {
 				t.Fatalf("without %s %d have no room, losing it says %d", w.Node, w.Pending, failing[w.Node])
 			}
 		}
+		must := 0
+		for _, n := range p.view.Nodes {
+			need, room := int64(0), int64(0)
+			for _, it := range n.Items {
+				need += it.Request[policy.CPU]
+			}
+			for _, o := range p.view.Nodes {
+				if o != n {
+					room += max(o.Free(policy.CPU), 0)
+				}
+			}
+			if need > room {
+				must++
+			}
+		}
+		if s.Failing < must {
+			t.Fatalf("%d hosts have more than the others can take, %d are said to", must, s.Failing)
+		}
 		// The other way round the search may find room that the planner misses.
 		if s.Failing > len(failing) || s.Holds != (s.Failing == 0) {
 			t.Fatalf("%+v, losing each: %v", s, failing)
@@ -348,7 +368,7 @@ func TestFitIsWhatApplyPlaces(t *testing.T) {
 			return !slices.ContainsFunc(pool.Assignments, func(a *api.Assignment) bool { return a.Spec.InstanceUID == in.UID })
 		})
 		spec := api.InstanceSpec{Image: "busybox", Requests: api.Resources{api.CPU: rapid.Int64Range(200, 3000).Draw(t, "cpu"), api.Memory: rapid.Int64Range(1, 2<<30).Draw(t, "memory")}}
-		fit, err := New(pool, chain(), 1).Answer(t.Context(), Question{Fit: &api.PlanFit{Spec: spec}})
+		fit, err := New(pool, config()).Answer(t.Context(), Question{Fit: &api.PlanFit{Spec: spec}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -356,7 +376,7 @@ func TestFitIsWhatApplyPlaces(t *testing.T) {
 		for i := range fit.Fit.Count + 1 {
 			q.Objects = append(q.Objects, &api.Instance{Head: api.Head{K: api.KindInstance, Meta: api.Meta{Name: fmt.Sprintf("x%d", i), Tenant: "t"}}, Spec: spec})
 		}
-		a, err := New(pool, chain(), 1).Answer(t.Context(), q)
+		a, err := New(pool, config()).Answer(t.Context(), q)
 		if err != nil || a.Placed != fit.Fit.Count || a.Pending != 1 {
 			t.Fatalf("%d fit, %d of %d are placed: %v", fit.Fit.Count, a.Placed, len(q.Objects), err)
 		}
@@ -364,4 +384,97 @@ func TestFitIsWhatApplyPlaces(t *testing.T) {
 			t.Fatal("no reason why not more")
 		}
 	})
+}
+
+// The search for any host says what filters asked anew say.
+func TestSearchIsWhatFiltersSay(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := New(drawPool(t, false), config())
+		r := p.searcher(slices.Clone(p.view.Nodes))
+		kinds := []*policy.Item{policytest.Item(t, "a"), policytest.Item(t, "b"), policytest.Item(t, "c")}
+		for i := range rapid.IntRange(1, 20).Draw(t, "steps") {
+			c := *rapid.SampledFrom(kinds).Draw(t, "kind")
+			it := &c
+			it.UID = fmt.Sprintf("s%d", i%10)
+			if rapid.Bool().Draw(t, "gone") {
+				p.view.Unplace(it.UID)
+				continue
+			}
+			p.view.Unplace(it.UID)
+			but := rapid.SampledFrom(p.view.Nodes).Draw(t, "but")
+			var admit []string
+			for _, n := range p.view.Nodes {
+				ok := n != but
+				for _, f := range p.cfg.Chain.Filters {
+					ok = ok && policytest.Admit(f, p.view, n, it) == ""
+				}
+				if ok {
+					admit = append(admit, n.Name)
+				}
+			}
+			n := r.find(it, but)
+			if n == nil && len(admit) > 0 || n != nil && !slices.Contains(admit, n.Name) {
+				t.Fatalf("found %v, the filters admit %v", n, admit)
+			}
+			if n != nil {
+				p.view.Place(it, n.Name, policy.Alloc{})
+			}
+		}
+	})
+}
+
+// A drain goes in rounds that a budget allows.
+func TestDrainRounds(t *testing.T) {
+	one := 1
+	pool := Pool{Budgets: []*api.DisruptionBudget{{Head: api.Head{K: api.KindDisruptionBudget, Meta: api.Meta{Name: "web", Tenant: "t"}},
+		Spec: api.DisruptionBudgetSpec{Labels: map[string]string{"app": "web"}, MaxUnavailable: &one}}}}
+	for i := range 2 {
+		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: fmt.Sprintf("n%d", i)}}}
+		n.Status.Allocatable = api.Resources{api.CPU: 4000, api.Memory: 8 << 30, api.Instances: 100}
+		n.Status.Conditions = []api.Condition{{Type: "Ready", Status: true}}
+		n.Status.Drivers = []api.Capability{{Type: "runtime", Name: "container"}}
+		pool.Nodes = append(pool.Nodes, n)
+	}
+	for i := range 4 {
+		in := &api.Instance{Head: api.Head{K: api.KindInstance, Meta: api.Meta{Name: fmt.Sprintf("w%d", i), Tenant: "t", UID: fmt.Sprintf("u%d", i), Labels: map[string]string{"app": "web"}}}}
+		if i == 3 {
+			in.Labels = nil // nobody's budget
+		}
+		pool.Instances = append(pool.Instances, in)
+		pool.Assignments = append(pool.Assignments, &api.Assignment{Head: api.Head{K: api.KindAssignment, Meta: api.Meta{Name: in.Name, Tenant: "t"}}, Spec: api.AssignmentSpec{InstanceUID: in.UID, Node: "n0"}})
+	}
+	a, err := New(pool, config()).Answer(t.Context(), Question{Drain: &api.PlanHosts{Nodes: []string{"n0"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rounds []string
+	for _, p := range a.Places {
+		rounds = append(rounds, fmt.Sprintf("%s:%d", p.Instance.Name, p.Round))
+	}
+	if got := strings.Join(rounds, " "); got != "w0:1 w1:2 w2:3 w3:1" || !a.Holds {
+		t.Fatalf("%s %+v", got, a)
+	}
+}
+
+// What a newcomer avoids counts for those that were looked at before it came.
+func TestSearchSeesNewAvoiders(t *testing.T) {
+	pool := Pool{}
+	for i := range 2 {
+		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: fmt.Sprintf("n%d", i)}}}
+		n.Status.Allocatable = api.Resources{api.CPU: 4000, api.Memory: 8 << 30, api.Instances: 100}
+		n.Status.Conditions = []api.Condition{{Type: "Ready", Status: true}}
+		n.Status.Drivers = []api.Capability{{Type: "runtime", Name: "container"}}
+		pool.Nodes = append(pool.Nodes, n)
+	}
+	p := New(pool, config())
+	item := func(name string, placement *api.Placement) *policy.Item {
+		return policy.ItemOf(&api.Instance{Head: api.Head{K: api.KindInstance, Meta: api.Meta{Name: name, Tenant: "t", UID: name, Labels: map[string]string{"app": name}}}, Spec: api.InstanceSpec{Placement: placement}})
+	}
+	web := item("web", nil)
+	r := p.searcher(slices.Clone(p.view.Nodes))
+	first := r.find(web, nil)
+	p.view.Place(item("shy", &api.Placement{Avoid: []api.AffinityTerm{{Labels: map[string]string{"app": "web"}}}}), first.Name, policy.Alloc{})
+	if next := r.find(web, nil); next == nil || next == first {
+		t.Fatalf("web may not be where shy is, found %v", next)
+	}
 }

@@ -44,7 +44,7 @@ func (p *Plan) quota(ctx context.Context, q api.PlanQuota) (*api.PlanAnswer, err
 			}
 		}
 	}
-	then := New(p.with([]api.Object{next}), p.chain, p.seed)
+	then := New(p.with([]api.Object{next}), p.cfg)
 	return a, then.spares(ctx, p, a)
 }
 

@@ -112,7 +112,7 @@ func (p *Plan) without(r *searcher, n *policy.Node) (left int) {
 		if host == nil {
 			break
 		}
-		t.on(it, host.Name, p.chain.Pick(host, it))
+		t.on(it, host.Name, p.cfg.Chain.Pick(host, it))
 		if i == len(items)-1 {
 			return 0
 		}
@@ -159,7 +159,7 @@ func (p *Plan) searcher(hosts []*policy.Node) *searcher {
 		room[n] = least
 	}
 	slices.SortStableFunc(hosts, func(a, b *policy.Node) int { return cmp.Compare(room[b], room[a]) })
-	return &searcher{view: p.view, chain: p.chain, hosts: hosts, kinds: map[string]*kind{}}
+	return &searcher{view: p.view, chain: p.cfg.Chain, hosts: hosts, kinds: map[string]*kind{}}
 }
 
 func (s *searcher) find(it *policy.Item, but *policy.Node) *policy.Node {

@@ -56,7 +56,7 @@ func (c *call) plan() error {
 	if err != nil {
 		return err
 	}
-	a, err := plan.New(pool, c.Chain, planSeed).Answer(ctx, q)
+	a, err := plan.New(pool, plan.Config{Chain: c.Chain, Seed: planSeed, Keep: c.Keep}).Answer(ctx, q)
 	if err != nil {
 		return err
 	}

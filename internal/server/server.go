@@ -43,6 +43,7 @@ type Deps struct {
 
 	// Chain is what the pool places by, for plans; none: no plans.
 	Chain policy.Chain
+	Keep  policy.Keep // what placement keeps of the pool
 
 	// Lists gives objects as JSON, for lists; default: Store, where it can. Needed
 	// when Store is a decorator that hides the store.Cache below it.

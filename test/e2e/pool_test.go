@@ -248,6 +248,7 @@ func TestTour(t *testing.T) {
 		}
 	})
 	t.Run("token", func(t *testing.T) { token(t, p) })
+	t.Run("plan", func(t *testing.T) { plans(t, p) })
 	t.Run("images", func(t *testing.T) { images(t, p) })
 	t.Run("delete", func(t *testing.T) {
 		do(t, p, "delete", "instance/web", "--now")

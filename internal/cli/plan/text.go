@@ -365,7 +365,13 @@ func spare(s *api.PlanSpare) string {
 }
 
 func guaranteed(a *api.PlanAnswer) string {
-	switch n := len(a.Guarantees); n {
+	n := len(a.Guarantees)
+	if n > 0 && a.Guarantees[n-1].Tenant == "" {
+		if n--; n == 0 {
+			return "more is guaranteed than the nodes left have"
+		}
+	}
+	switch n {
 	case 0:
 		return "every guarantee holds"
 	case 1:

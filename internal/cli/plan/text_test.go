@@ -11,6 +11,7 @@ import (
 	"atoll/api"
 	"atoll/cmd/atolld/builtin"
 	engine "atoll/internal/plan"
+	"atoll/internal/policy"
 	"atoll/internal/store"
 	admission "atoll/internal/store/quota"
 )
@@ -101,7 +102,8 @@ func newInstance(name string, cpu, gib int64, edit func(*api.InstanceSpec)) *api
 // What people read, and what the exit code says, for every question.
 func TestText(t *testing.T) {
 	gang := func(s *api.InstanceSpec) {
-		s.Placement = &api.Placement{Gang: &api.Gang{Name: "train", Size: 3}}
+		s.Placement = &api.Placement{Gang: &api.Gang{Name: "train", Size: 4}}
+		s.Ports = []api.Port{{Port: 80, Publish: 8080}} // one on a host
 	}
 	for name, c := range map[string]struct {
 		q     engine.Question
@@ -125,11 +127,11 @@ func TestText(t *testing.T) {
 		"file-evicts": {q: engine.Question{Objects: []api.Object{newInstance("vip", 5000, 4, func(s *api.InstanceSpec) { s.Priority = "high" })}}},
 		"file-large":  {q: engine.Question{Objects: []api.Object{newInstance("batch", 9000, 8, nil), newInstance("x", 1000, 64, nil)}}},
 		"file-limit":  {q: engine.Question{Objects: []api.Object{newInstance("a", 100, 1, nil), newInstance("b", 100, 1, nil), newInstance("c", 100, 1, nil), newInstance("d", 100, 1, nil), newInstance("e", 100, 1, nil), newInstance("f", 100, 1, nil)}}},
-		"file-gang":   {q: engine.Question{Objects: []api.Object{newInstance("g1", 4000, 1, gang), newInstance("g2", 4000, 1, gang), newInstance("g3", 4000, 1, gang)}}},
-		"file-gang2":  {q: engine.Question{Objects: []api.Object{newInstance("g1", 1000, 1, gang), newInstance("g2", 1000, 1, gang)}}},
+		"file-gang":   {q: engine.Question{Objects: []api.Object{newInstance("g1", 100, 1, gang), newInstance("g2", 100, 1, gang), newInstance("g3", 100, 1, gang), newInstance("g4", 100, 1, gang)}}},
+		"file-gang2":  {q: engine.Question{Objects: []api.Object{newInstance("g1", 100, 1, gang), newInstance("g2", 100, 1, gang)}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, err := engine.New(small(t), builtin.Policies(), 1).Answer(t.Context(), c.q)
+			a, err := engine.New(small(t), engine.Config{Chain: builtin.Policies(), Seed: 1, Keep: policy.Keep{Buffer: 10}}).Answer(t.Context(), c.q)
 			if err != nil {
 				t.Fatal(err)
 			}
