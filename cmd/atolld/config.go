@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -41,6 +42,8 @@ type config struct {
 	Drivers   map[string]json.RawMessage `json:"drivers"`   // file only: a section per driver, read by the driver itself
 	Buffer    int                        `json:"buffer"`    // percent of the pool that stays unpromised
 	Spare     int                        `json:"spare"`     // nodes the pool can lose and still keep its promises
+	Rebalance string                     `json:"rebalance"` // off, advise or auto
+	PerHour   int                        `json:"perHour"`   // moves that rebalancing may begin in an hour
 	LogLevel  string                     `json:"logLevel"`  // debug, info, warn, error
 	LogFormat string                     `json:"logFormat"` // text, json
 }
@@ -61,7 +64,7 @@ func defaults() config {
 		host = "node"
 	}
 	return config{Node: nodeName(host), State: "/var/lib/atoll", Run: "/run/atoll", Listen: "127.0.0.1:7443",
-		Subnet: "10.88.0.0/16", Group: "atoll", Busybox: "/bin/busybox", Buffer: 10, LogLevel: "info", LogFormat: "text"}
+		Subnet: "10.88.0.0/16", Group: "atoll", Busybox: "/bin/busybox", Buffer: 10, Rebalance: "advise", PerHour: 20, LogLevel: "info", LogFormat: "text"}
 }
 
 // nodeName makes a DNS label of a host name.
@@ -135,6 +138,8 @@ func (c *config) flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.Busybox, "busybox", c.Busybox, "static busybox the built-in image is made of; empty: no built-in image")
 	fs.IntVar(&c.Buffer, "buffer", c.Buffer, "`percent` of the pool that is promised to nobody")
 	fs.IntVar(&c.Spare, "spare", c.Spare, "so many `nodes` (the largest) may be lost and what is promised still fits, in sum; 1 is called N+1")
+	fs.StringVar(&c.Rebalance, "rebalance", c.Rebalance, "off, advise (propose moves: atoll get moves) or auto (make them)")
+	fs.IntVar(&c.PerHour, "rebalance-per-hour", c.PerHour, "moves that rebalancing may begin in an hour")
 	fs.StringVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
 	fs.StringVar(&c.LogFormat, "log-format", c.LogFormat, "text or json")
 }
@@ -191,7 +196,10 @@ func (c *config) check() error {
 	if !api.ValidName(c.Group) {
 		f = append(f, errs.Field{Field: "group", Value: c.Group, Rule: "must be a DNS label", Example: "atoll"})
 	}
-	for name, v := range map[string][2]int{"buffer": {c.Buffer, 90}, "spare": {c.Spare, 1000}} {
+	if !slices.Contains([]string{"off", "advise", "auto"}, c.Rebalance) {
+		f = append(f, errs.Field{Field: "rebalance", Value: c.Rebalance, Rule: "must be off, advise or auto", Example: "advise"})
+	}
+	for name, v := range map[string][2]int{"buffer": {c.Buffer, 90}, "spare": {c.Spare, 1000}, "rebalance-per-hour": {c.PerHour, 100_000}} {
 		if v[0] < 0 || v[0] > v[1] {
 			f = append(f, errs.Field{Field: name, Value: strconv.Itoa(v[0]), Rule: fmt.Sprintf("must be 0 to %d", v[1]), Example: "1"})
 		}

@@ -102,7 +102,7 @@ func runUp(ctx context.Context, args []string) error {
 
 	engine := reconcile.New(st, clk, log, reconcile.Events{})
 	cs, err := control.All(control.Deps{Clock: clk, Log: log, Chain: builtin.Policies(), Seed: 1, Subnet: c.Subnet,
-		Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}})
+		Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Rebalance: rebalance(c, a)})
 	if err != nil {
 		return err
 	}
@@ -130,6 +130,15 @@ func runUp(ctx context.Context, args []string) error {
 		return nil
 	}
 	return err
+}
+
+// rebalance is how the pool is kept in shape; what instances use is this node's to say.
+func rebalance(c config, a *agent.Agent) control.RebalanceConfig {
+	mode := control.RebalanceMode(c.Rebalance)
+	if mode == "off" {
+		mode = control.RebalanceOff
+	}
+	return control.RebalanceConfig{Mode: mode, PerHour: c.PerHour, Usage: func(ctx context.Context) (api.UsageReport, error) { return a.Usage(ctx), nil }}
 }
 
 // settleIn gives the daemon a group of its own beside the tenants', so that it answers
