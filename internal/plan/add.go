@@ -39,6 +39,9 @@ func (p *Plan) add(ctx context.Context, q api.PlanAdd) (*api.PlanAnswer, error) 
 	t := then.try()
 	defer t.end()
 	for _, it := range sched.Order(then.view, then.pending, then.weight) {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		place := api.PlanPlace{Instance: it.Ref, Requests: it.Spec.Requests, PriorityValue: it.Priority}
 		if then.put(t, it, &place) {
 			a.Placed++

@@ -13,15 +13,14 @@ import (
 )
 
 const (
-	maxFit    = 10_000 // counting stops there
-	maxMore   = 1_000  // and there for what more of one resource would bring
-	maxAsking = 100_000
+	maxFit  = 10_000 // counting stops there
+	maxMore = 1_000  // and there for what more of one resource would bring
 )
 
 // fit counts how many more of one instance there is room for.
 func (p *Plan) fit(ctx context.Context, q api.PlanFit) (*api.PlanAnswer, error) {
-	if q.Count < 0 || q.Count > maxAsking {
-		return nil, errs.InvalidFields("plan", []errs.Field{{Field: "fit.count", Value: fmt.Sprint(q.Count), Rule: fmt.Sprintf("must be 0 to %d", maxAsking), Example: "10"}})
+	if q.Count < 0 || q.Count > maxFit {
+		return nil, errs.InvalidFields("plan", []errs.Field{{Field: "fit.count", Value: fmt.Sprint(q.Count), Rule: fmt.Sprintf("must be 0 to %d", maxFit), Example: "10"}})
 	}
 	in := &api.Instance{Head: api.Head{K: api.KindInstance, Meta: api.Meta{Name: "plan-fit", Tenant: q.Tenant, Labels: q.Labels}}, Spec: q.Spec}
 	room := &api.PlanRoom{Wanted: q.Count}
@@ -29,8 +28,7 @@ func (p *Plan) fit(ctx context.Context, q api.PlanFit) (*api.PlanAnswer, error) 
 	t := p.try()
 	defer t.end()
 	it := policy.ItemAt(in, p.ranks.of(in).Value)
-	limit := max(maxFit, q.Count)
-	on, err := p.fill(ctx, t, it, limit)
+	on, err := p.fill(ctx, t, it, maxFit)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +39,7 @@ func (p *Plan) fit(ctx context.Context, q api.PlanFit) (*api.PlanAnswer, error) 
 	slices.SortFunc(room.Nodes, func(a, b api.PlanRoomNode) int {
 		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Node, b.Node))
 	})
-	if room.AtLeast = room.Count >= limit; !room.AtLeast {
+	if room.AtLeast = room.Count >= maxFit; !room.AtLeast {
 		d := p.planner.Decide(it).Decision
 		room.Decision = &d
 		if err := p.bottleneck(ctx, t, in, room); err != nil {

@@ -28,6 +28,9 @@ func (p *Plan) lose(ctx context.Context, h api.PlanHosts) (*api.PlanAnswer, erro
 	}
 	var lost []*policy.Item
 	for _, m := range moving {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		place := api.PlanPlace{Instance: m.item.Ref, From: m.from, Requests: m.item.Spec.Requests, PriorityValue: m.item.Priority, Notes: m.notes()}
 		if !p.put(t, m.item, &place) {
 			lost = append(lost, m.item)
@@ -120,6 +123,9 @@ func (p *Plan) drain(ctx context.Context, h api.PlanHosts) (*api.PlanAnswer, err
 	// before the next round, so the budget is then as it was.
 	taken := map[api.Ref]int{}
 	for _, m := range moving {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		place := api.PlanPlace{Instance: m.item.Ref, From: m.from, Requests: m.item.Spec.Requests, PriorityValue: m.item.Priority, Notes: m.notes()}
 		place.Round = 1
 		spare, by, bounded := p.view.Spare(m.item)

@@ -40,7 +40,9 @@ func (p *Plan) objects(ctx context.Context, objs []api.Object) (*api.PlanAnswer,
 	if a.Places == nil {
 		a.Notes = append(a.Notes, "there is no instance among the objects: nothing is to be placed")
 	}
-	q.run()
+	if err := q.run(ctx); err != nil {
+		return nil, err
+	}
 	for _, place := range a.Places {
 		if place.Stays == "" && place.To != "" {
 			a.Placed++
@@ -119,19 +121,22 @@ func (q *queue) change(it *policy.Item, in *api.Instance, where string, place *a
 	n := q.view.Node(where)
 	s := &searcher{view: q.view, chain: q.cfg.Chain, kinds: map[string]*kind{}}
 	if why := s.kind(it).refusal(n); why != "" && open(n) {
-		place.Notes = append(place.Notes, where+" has no room for the change: "+why)
-		q.over = true
+		place.Stays = where + " has no room for the change: " + why
+		q.over, it = true, old // as the node could not make it so, either
 	}
 	q.trial.on(it, where, a)
 }
 
 // run places everything, and then what had to go.
-func (q *queue) run() {
+func (q *queue) run(ctx context.Context) error {
 	var victims []*policy.Item
 	done := map[string]bool{}
 	for _, it := range sched.Order(q.view, append(slices.Clone(q.pending), q.items...), q.weight) {
 		if done[it.UID] {
 			continue
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		if g := gang(it); g != nil {
 			for _, x := range q.together(it, g) {
@@ -152,6 +157,7 @@ func (q *queue) run() {
 			q.left, q.over = append(q.left, x), true
 		}
 	}
+	return nil
 }
 
 // decide finds a node as the pool would, and takes it.

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"atoll/api"
 	"atoll/internal/auth"
@@ -19,6 +20,7 @@ const (
 	// plansAtOnce bounds how much of the machine questions can take from the work itself.
 	plansAtOnce = 2
 	planSeed    = 1 // as placement's
+	planTimeout = 30 * time.Second
 )
 
 func (s *Server) planRoute() *Route {
@@ -45,12 +47,13 @@ func (c *call) plan() error {
 	if len(c.Chain.Filters) == 0 {
 		return errs.New(errs.Unsupported, "this server does not place instances, so it cannot plan").WithHint("ask the server of the control plane")
 	}
-	ctx := c.r.Context()
+	ctx, cancel := context.WithTimeout(c.r.Context(), planTimeout)
+	defer cancel()
 	select {
 	case c.plans <- struct{}{}:
 		defer func() { <-c.plans }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return errs.New(errs.Unavailable, "other plans are being made: %w", ctx.Err()).WithHint("try again in a moment")
 	}
 	pool, err := c.poolNow(ctx)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 
 // islands is a fixture with three hosts of 4 CPU; demo has the first for itself, acme
 // two instances on the second, one of them with a port.
-func islands(t *testing.T) *fixture {
+func islands(t testing.TB) *fixture {
 	f := newFixture(t, Config{})
 	for i := range 3 {
 		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: meta(fmt.Sprintf("isle%d", i+1))}, Spec: api.NodeSpec{Zone: []string{"a", "a", "b"}[i]}}
@@ -149,4 +149,26 @@ func TestPlanNeedsPolicies(t *testing.T) {
 	f := islands(t)
 	f.Chain.Filters = nil
 	f.do(root(), "POST", "/v1/plan", `{"lose":{"nodes":["isle2"]}}`).problem(errs.Unsupported)
+}
+
+// Whatever is asked, the answer is an answer or a problem of the caller's.
+func FuzzPlan(f *testing.F) {
+	for _, s := range []string{`{"lose":{"nodes":["isle1"]}}`, `{"drain":{"zone":"a"}}`, `{"add":{"capacity":{"cpu":"16","memory":"64Gi","gpu":"2"},"count":2}}`,
+		`{"fit":{"tenant":"acme","spec":{"image":"b","requests":{"cpu":"2","gpu":"500m"},"placement":{"spread":[{"topology":"zone","maxSkew":1}]}},"count":3}}`,
+		`{"quota":{"tenant":"acme","guarantee":{"cpu":"9223372036854775"},"limit":{}}}`,
+		`{"objects":[{"kind":"Instance","metadata":{"name":"x","tenant":"acme"},"spec":{"image":"b","requests":{"cpu":"9223372036854775","memory":"7Ei"}}},{"kind":"Node","metadata":{"name":"isle1"},"spec":{"cordoned":true}}]}`,
+		`{"objects":[{"kind":"Instance","metadata":{"name":"web","tenant":"acme"},"spec":{"image":"b","stopped":true}},{"kind":"Tenant","metadata":{"name":"acme"},"spec":{"suspended":true}}]}`} {
+		f.Add([]byte(s))
+	}
+	fix := islands(f)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		g := *fix
+		g.t = t
+		r := g.do(root(), "POST", "/v1/plan", string(body))
+		switch r.Code {
+		case 200, 404, 422:
+		default:
+			t.Fatalf("%d %s", r.Code, r.Body)
+		}
+	})
 }
