@@ -122,6 +122,12 @@ func TestPlan(t *testing.T) {
 			config: Config{InTurn: true},
 			want:   []want{{"s", "c", Power, "empties a"}, {"x", "b", Power, "empties a"}},
 		},
+		"those who make way count against the budget": {
+			pool: Pool{Hosts: []Host{node("a", 4), node("b", 8), node("c", 6)}, Instances: []Instance{
+				inst("x", 0, 1, 4), inst("s", 1, 1, 2), {Name: "y", Host: 1, Load: flat(1, 48), Request: Vector{4}, Fixed: "is pinned"},
+				{Name: "z", Host: 2, Load: flat(1, 48), Request: Vector{4}, Fixed: "is pinned"}}},
+			config: Config{InTurn: true, MaxMoves: 1},
+		},
 		"room for a size that fits nowhere": {
 			pool: Pool{Hosts: []Host{{Name: "a", CPU: 10, Capacity: Vector{8, 10}}, {Name: "b", CPU: 10, Capacity: Vector{8, 10}}},
 				Instances: []Instance{inst("x", 0, 1, 4, 1), inst("y", 1, 1, 2, 1), inst("z", 1, 1, 2, 1)},

@@ -318,7 +318,11 @@ func (pl *plan) emptyOne(h, budget int) (clearing, bool) {
 		}
 		c.steps = append(c.steps, pl.put(i, to))
 	}
-	return c, len(c.steps) <= budget
+	if len(c.steps) > budget { // those who made way count, too
+		pl.undo(c)
+		return c, false
+	}
+	return c, true
 }
 
 // ways bounds the search for those who could make way, over a whole plan.
