@@ -25,7 +25,7 @@ func BuiltinRoles() []*api.Role {
 			Verbs: append(read[:3:3], api.VerbCreate, api.VerbUpdate, api.VerbDelete, api.VerbExec, api.VerbLogs), Kinds: operated, Grants: []string{"priority:*"}}),
 		role("developer", "runs instances in a tenant",
 			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "image", "event", "disruptionbudget"}},
-			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "ledger", "tenant"}}),
+			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "ledger", "tenant", "move"}}),
 		role("viewer", "reads, also logs",
 			api.RoleRule{Verbs: append(read[:3:3], api.VerbLogs), Kinds: operated}),
 	}
