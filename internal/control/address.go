@@ -72,10 +72,10 @@ func (a *addresses) give(uid, fixed string) (string, error) {
 	}
 	ip := a.next
 	for range 1 << min(32-a.prefix.Bits(), 24) {
-		if !a.usable(ip) {
-			ip = a.prefix.Addr().Next().Next()
+		if !a.prefix.Contains(ip) {
+			ip = a.prefix.Addr() // round, and not at the first address that is left out
 		}
-		if a.byAddr[ip] == "" {
+		if a.usable(ip) && a.byAddr[ip] == "" {
 			a.next = ip.Next()
 			a.take(ip.String(), uid)
 			return ip.String(), nil
