@@ -32,7 +32,7 @@ bin/%: $(SOURCES)
 test: packages build  ## all tests: units, properties, fuzz seeds, real kernels
 	go test -timeout 12m $$(go list ./... | grep -v /test/vm$$)
 	ATOLL_TEST_RUNTIME=runc go test -timeout 5m ./internal/driver/runtime/container
-	go test -timeout 20m ./test/vm
+	go test -timeout 40m ./test/vm
 
 race: export CGO_ENABLED = 1
 race:            ## the tests that matter for races, with the race detector

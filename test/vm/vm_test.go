@@ -14,6 +14,12 @@ import (
 // building is how long the first run may take to fetch and unpack what the guests are made of.
 const building = 5 * time.Minute
 
+// How many checks the tours of testdata/tour.sh have.
+const (
+	long  = 23
+	short = 18
+)
+
 // TestHosts boots every kind of host.
 func TestHosts(t *testing.T) {
 	if testing.Short() {
@@ -36,8 +42,8 @@ func TestHosts(t *testing.T) {
 		checks int
 		args   []string
 	}{
-		{"cgroup v2", 2 * 23, []string{"cgroup_no_v1=all", "atoll.init=/opt/atoll/test/host.sh"}},
-		{"cgroup v1", 2 * 23, []string{"atoll.init=/opt/atoll/test/host.sh"}},
+		{"cgroup v2", long + long, []string{"cgroup_no_v1=all", "atoll.init=/opt/atoll/test/host.sh", "atoll.runc=long"}},
+		{"cgroup v1", long + short, []string{"atoll.init=/opt/atoll/test/host.sh"}},
 		{"systemd", 23, []string{"atoll.init=/sbin/init", "systemd.show_status=true"}},
 	} {
 		t.Run(strings.ReplaceAll(g.name, " ", "-"), func(t *testing.T) { boot(t, b, disk, g.args...).judge(t, g.checks) })

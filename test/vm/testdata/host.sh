@@ -1,6 +1,7 @@
 #!/bin/bash
 # First process of a host without a service manager: mounts what hosts have, runs the
-# tour with crun and then, crun removed, with runc, and switches off.
+# long tour with crun and then, crun removed, one with runc (the long one where the kernel's command
+# line says atoll.runc=long), and switches off.
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
@@ -24,10 +25,11 @@ modprobe loop
 ip link set lo up
 hostname isle1
 cp /opt/atoll/bin/atoll /opt/atoll/bin/atolld /usr/local/bin/
-prefix=crun/
+prefix=crun/ tour=long
 . /opt/atoll/test/tour.sh
 rm /usr/bin/crun
-prefix=runc/
+prefix=runc/ tour=short
+grep -q atoll.runc=long /proc/cmdline && tour=long
 . /opt/atoll/test/tour.sh
 tail -n 40 /var/log/atolld.log
 say done
