@@ -34,7 +34,7 @@ func (p *Plan) add(ctx context.Context, q api.PlanAdd) (*api.PlanAnswer, error) 
 		next.Nodes = append(next.Nodes, n)
 		a.Nodes = append(a.Nodes, n.Name)
 	}
-	then := New(next, p.cfg)
+	then := New(next, p.again())
 	a.Headroom = &api.PlanHeadroom{Now: p.free(), Then: then.free()}
 	t := then.try()
 	defer t.end()

@@ -22,7 +22,7 @@ func (p *Plan) objects(ctx context.Context, objs []api.Object) (*api.PlanAnswer,
 	if a.Admission, err = p.admission(ctx, objs); err != nil {
 		return nil, err
 	}
-	then := New(p.with(objs), p.cfg)
+	then := New(p.with(objs), p.again())
 	t := then.try()
 	defer t.end()
 	before := then.promised(then.pending)

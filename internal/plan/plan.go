@@ -35,7 +35,12 @@ type Config struct {
 	Chain policy.Chain
 	Seed  uint64
 	Keep  policy.Keep // of the pool, from what is promised and from those that wait for room
+	Items Items       // of an earlier plan of the pool, for speed; nil: none
 }
+
+// Items are instances compiled for an earlier plan. They are never changed: what is
+// stored is not, either, so the same object is the same item.
+type Items map[*api.Instance]*policy.Item
 
 // Question is an api.PlanRequest with its objects decoded and checked.
 type Question struct {
@@ -59,11 +64,13 @@ type Plan struct {
 	fixed   map[string]bool // by UID
 	pending []*policy.Item  // should run, but have no node
 	waits   map[string]bool // their UIDs
+	items   Items
 }
 
 // New makes the view of a pool.
 func New(pool Pool, cfg Config) *Plan {
-	p := &Plan{pool: pool, cfg: cfg, view: policy.NewView(), ranks: ranksOf(pool.Classes), fixed: map[string]bool{}, waits: map[string]bool{}}
+	p := &Plan{pool: pool, cfg: cfg, view: policy.NewView(), ranks: ranksOf(pool.Classes), fixed: map[string]bool{}, waits: map[string]bool{},
+		items: make(Items, len(pool.Instances))}
 	for _, n := range pool.Nodes {
 		p.view.SetNode(n)
 	}
@@ -81,7 +88,7 @@ func New(pool Pool, cfg Config) *Plan {
 	placed := make([]spot, 0, len(pool.Instances))
 	for _, in := range pool.Instances {
 		a := assigned[name{in.Tenant, in.Name}]
-		it := policy.ItemAt(in, p.ranks.of(in).Value)
+		it := p.item(in)
 		switch {
 		case a != nil && a.Spec.InstanceUID == in.UID && a.Spec.Node != "":
 			if in.Spec.Stopped {
@@ -104,6 +111,20 @@ func New(pool Pool, cfg Config) *Plan {
 	p.planner = sched.NewPlanner(p.view, cfg.Chain, cfg.Seed)
 	return p
 }
+
+// item compiles an instance of the pool, or finds it compiled.
+func (p *Plan) item(in *api.Instance) *policy.Item {
+	priority := p.ranks.of(in).Value
+	it := p.cfg.Items[in]
+	if it == nil || it.Priority != priority {
+		it = policy.ItemAt(in, priority)
+	}
+	p.items[in] = it
+	return it
+}
+
+// Items can speed up the next plan of the same pool.
+func (p *Plan) Items() Items { return p.items }
 
 // spot is what is placed, and where.
 type spot struct {
@@ -270,7 +291,7 @@ func (p *Plan) bySize(items []*policy.Item) {
 		size[it] = share(&it.Request, &total)
 	}
 	slices.SortStableFunc(items, func(a, b *policy.Item) int {
-		return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(size[b], size[a]), cmp.Compare(api.SortKey(a.Ref), api.SortKey(b.Ref)))
+		return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(size[b], size[a]), cmp.Compare(a.Ref.Tenant, b.Ref.Tenant), cmp.Compare(a.Ref.Name, b.Ref.Name))
 	})
 }
 

@@ -166,7 +166,11 @@ func TestQuestionsChangeNothing(t *testing.T) {
 			if now := picture(p.view); now != before {
 				t.Fatalf("the view changed\nfrom %s\nto   %s", before, now)
 			}
-			again, err := New(pool, config()).Answer(t.Context(), q)
+			cfg := config()
+			if rapid.Bool().Draw(t, "known") {
+				cfg.Items = p.Items()
+			}
+			again, err := New(pool, cfg).Answer(t.Context(), q)
 			if err != nil || !reflect.DeepEqual(first, again) {
 				x, _ := json.Marshal(first)
 				y, _ := json.Marshal(again)

@@ -44,8 +44,15 @@ func (p *Plan) quota(ctx context.Context, q api.PlanQuota) (*api.PlanAnswer, err
 			}
 		}
 	}
-	then := New(p.with([]api.Object{next}), p.cfg)
+	then := New(p.with([]api.Object{next}), p.again())
 	return a, then.spares(ctx, p, a)
+}
+
+// again is the config for another view of much the same pool.
+func (p *Plan) again() Config {
+	cfg := p.cfg
+	cfg.Items = p.items
+	return cfg
 }
 
 // with is the pool with some objects written over it; instances are not.

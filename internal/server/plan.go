@@ -59,7 +59,14 @@ func (c *call) plan() error {
 	if err != nil {
 		return err
 	}
-	a, err := plan.New(pool, plan.Config{Chain: c.Chain, Seed: planSeed, Keep: c.Keep}).Answer(ctx, q)
+	cfg := plan.Config{Chain: c.Chain, Seed: planSeed, Keep: c.Keep}
+	if known := c.planned.Load(); known != nil {
+		cfg.Items = *known
+	}
+	p := plan.New(pool, cfg)
+	items := p.Items()
+	c.planned.Store(&items)
+	a, err := p.Answer(ctx, q)
 	if err != nil {
 		return err
 	}

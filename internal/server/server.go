@@ -23,6 +23,7 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/metrics"
+	"atoll/internal/plan"
 	"atoll/internal/policy"
 	"atoll/internal/store"
 	"atoll/internal/tunnel"
@@ -101,6 +102,7 @@ type Server struct {
 	ready   atomic.Bool
 	openapi func() ([]byte, error)
 	plans   chan struct{} // as many as may be made at once
+	planned atomic.Pointer[plan.Items]
 
 	mu   sync.Mutex
 	held map[string]int // watches and streams by caller
