@@ -68,6 +68,15 @@ func TestEveryRouteNeedsARight(t *testing.T) {
 	f.do(as("nora"), "POST", "/v1/commit", `{"full":true,"ops":[]}`).problem(errs.Denied)
 }
 
+func count(list ...bool) (n int) {
+	for _, b := range list {
+		if b {
+			n++
+		}
+	}
+	return n
+}
+
 // What is not in the table is not there, and says so as a problem.
 func TestUnknownRoutes(t *testing.T) {
 	f := newFixture(t, Config{})
