@@ -359,6 +359,19 @@ func (s *source) ask(ctx context.Context, in *api.Instance, draft *rec) error {
 	return nil
 }
 
+// recorded puts the instances of the pool's own past on the agenda.
+func (w *World) recorded() {
+	s := &source{w: w, a: &scenario.Arrival{Name: "recorded"}, kind: &kindOf{name: "recorded"}, until: w.sc.Duration.D(), alive: map[*rec]bool{}}
+	for _, x := range w.opt.Recorded {
+		w.agenda.note(w.begin.Add(x.At), func(ctx context.Context) error {
+			return s.ask(ctx, x.Instance, &rec{lasts: x.Lasts, created: x.At})
+		})
+	}
+	if len(w.opt.Recorded) > 0 {
+		w.sources = append(w.sources, s)
+	}
+}
+
 // promisedTo reports whether an instance would be within its tenant's guarantee.
 func (b *books) promisedTo(a *account, in *api.Instance) bool {
 	req, some := b.vector(in.Spec.Requests), false

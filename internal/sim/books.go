@@ -75,6 +75,8 @@ type rec struct {
 	on       []*host // runs on; more than one is a mistake
 	waits    int     // place among those that wait, plus 1
 
+	restored   bool // was there at the beginning
+	counted    bool // its pending time was noted
 	want, have bool // counted in the tenant's account
 	touched    bool
 
@@ -427,6 +429,8 @@ func (b *books) phase(h *host, uid string, p driver.Phase) {
 		b.starts++
 		if r.started < 0 {
 			r.started = b.now
+		}
+		if first := b.first(r); first {
 			wait := (b.now - r.created).Seconds()
 			b.pendings = append(b.pendings, wait)
 			r.tenant.pending = append(r.tenant.pending, wait)
@@ -443,6 +447,15 @@ func (b *books) phase(h *host, uid string, p driver.Phase) {
 		}
 		b.drop(r)
 	}
+}
+
+// first reports, once, that an instance that was not there at the beginning has started.
+func (b *books) first(r *rec) bool {
+	if r.counted || r.restored {
+		return false
+	}
+	r.counted = true
+	return true
 }
 
 // pass lets time go by: what lacks something lacks it for d longer.

@@ -97,6 +97,9 @@ func (w *World) newHost(g *scenario.HostGroup, i int) *host {
 	if g.Racks > 0 {
 		h.rack = fmt.Sprintf("r%d", i%g.Racks)
 	}
+	if g.Exact {
+		h.name, h.rack = g.Name, g.Rack
+	}
 	h.clock = &skewed{Manual: w.clk, crew: w.crew}
 	h.wire = &wire{Store: w.gate, view: w.view, node: h.name}
 	h.cpu = w.books.cpu
@@ -110,7 +113,7 @@ func (w *World) newHost(g *scenario.HostGroup, i int) *host {
 func (w *World) join(ctx context.Context, h *host) error {
 	g, now := h.group, w.clk.Now()
 	n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: h.name, Labels: g.Labels, CreatedAt: &now}},
-		Spec: api.NodeSpec{Taints: g.Taints, Reserve: g.Reserve, Zone: h.zone, Rack: h.rack, Region: g.Region, Overcommit: g.Overcommit}}
+		Spec: api.NodeSpec{Taints: g.Taints, Reserve: g.Reserve, Zone: h.zone, Rack: h.rack, Region: g.Region, Overcommit: g.Overcommit, Cordoned: g.Cordoned}}
 	if g.Price > 0 {
 		n.Spec.Price = strconv.FormatFloat(g.Price, 'f', -1, 64)
 	}

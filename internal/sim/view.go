@@ -16,10 +16,17 @@ type view struct {
 	*store.Mem
 	commits int
 	nodes   []api.Object // all nodes; nil: one changed
+	log     []nodeChange // of nodes, for who follows them
+	logged  uint64       // changes that are not in log any more
 	onNode  map[api.Kind]map[string]map[api.Ref]bool
 	where   map[api.Ref]string // the node an assignment or a status names
 	seen    int64              // revision up to which onNode is true
 }
+
+type nodeChange struct{ was, is api.Object }
+
+// maxNodeLog bounds the log of nodes.
+const maxNodeLog = 1 << 17
 
 // memHistory is more than any settling between two looks at the history writes.
 const memHistory = 1 << 20
@@ -31,17 +38,63 @@ func newView() *view {
 
 // Commit notes what the indexes need to know at once.
 func (v *view) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
+	var changed []nodeChange
+	for _, op := range ops {
+		if op.Verb != store.Check && op.Target().Kind == api.KindNode {
+			changed = append(changed, nodeChange{was: v.find(ctx, op.Target())})
+		}
+	}
 	rev, err := v.Mem.Commit(ctx, ops...)
 	if err != nil {
 		return rev, err
 	}
 	v.commits++
+	if len(changed) == 0 {
+		return rev, nil
+	}
+	v.nodes = nil
+	n := 0
 	for _, op := range ops {
 		if op.Verb != store.Check && op.Target().Kind == api.KindNode {
-			v.nodes = nil
+			changed[n].is = v.find(ctx, op.Target())
+			n++
 		}
 	}
+	if v.log = append(v.log, changed...); len(v.log) > maxNodeLog {
+		v.logged += uint64(len(v.log))
+		v.log = nil
+	}
 	return rev, nil
+}
+
+// find is Get with nil for what is not there.
+func (v *view) find(ctx context.Context, ref api.Ref) api.Object {
+	o, err := v.Get(ctx, ref)
+	if err != nil {
+		return nil
+	}
+	return o
+}
+
+// Follow tells what changed of the nodes, as store.Cache does.
+func (v *view) Follow(ctx context.Context, k api.Kind, from uint64, fn func(was, is api.Object)) (uint64, error) {
+	next := v.logged + uint64(len(v.log)) + 1
+	switch {
+	case k != api.KindNode:
+		return 0, errs.New(errs.Unavailable, "%s is not followed", k)
+	case from == 0:
+		objs, _, err := v.List(ctx, api.Selector{Kind: k})
+		for _, o := range objs {
+			fn(nil, o)
+		}
+		return next, err
+	case from-1 < v.logged:
+		return 0, errs.New(errs.Compacted, "the changes are gone")
+	}
+	for _, c := range v.log[from-1-v.logged:] {
+		fn(c.was, c.is)
+	}
+	return next, nil
 }
 
 // nodeOf is the node that an assignment or an instance's status names.

@@ -33,7 +33,6 @@ import (
 	"atoll/internal/store/quota"
 )
 
-
 // Options is what a run needs beside its scenario.
 type Options struct {
 	// Chain makes the placement chain of the scenario's policies.
@@ -46,6 +45,15 @@ type Options struct {
 	// State is what is in the pool at the beginning beside the scenario's hosts and
 	// tenants: instances, and assignments to its hosts. A replay begins with it.
 	State []api.Object
+	// Recorded are instances that come at recorded times, beside the scenario's arrivals.
+	Recorded []Recorded
+}
+
+// Recorded is an instance of a pool's own past.
+type Recorded struct {
+	At       time.Duration
+	Lasts    time.Duration // 0: to the end
+	Instance *api.Instance
 }
 
 // Progress is a moment of a run.
@@ -150,6 +158,9 @@ func (w *World) findIsolations() {
 		s := api.InstanceSpec{Isolation: w.sc.Arrivals[i].Isolation}
 		seen[string(s.EffectiveIsolation())] = true
 	}
+	for _, x := range w.opt.Recorded {
+		seen[string(x.Instance.Spec.EffectiveIsolation())] = true
+	}
 	for _, o := range w.opt.State {
 		if in, ok := o.(*api.Instance); ok {
 			seen[string(in.Spec.EffectiveIsolation())] = true
@@ -200,6 +211,7 @@ func (w *World) build(ctx context.Context) error {
 	if err := w.arrivals(); err != nil {
 		return err
 	}
+	w.recorded()
 	w.plans()
 	return w.settle(ctx)
 }
@@ -392,7 +404,7 @@ func (w *World) restore(ctx context.Context) error {
 	k := &kindOf{name: "recorded"}
 	for _, o := range w.opt.State {
 		if in, ok := o.(*api.Instance); ok {
-			w.books.expect(in, k)
+			w.books.expect(in, k).restored = true
 		}
 		ops = append(ops, store.Create(o))
 	}

@@ -114,7 +114,7 @@ func (c *checker) hosts(s *Scenario) {
 	total := 0
 	for i := range s.Hosts {
 		g, at := &s.Hosts[i], fmt.Sprintf("hosts[%d]", i)
-		if _, twice := c.groups[g.Name]; twice || !name(g.Name) {
+		if _, twice := c.groups[g.Name]; twice || !name(g.Name) && !g.Exact {
 			c.bad(at+".name", g.Name, nameRule+", and used once", "rack")
 		}
 		c.groups[g.Name] = g.Later
@@ -148,7 +148,7 @@ func (c *checker) node(at string, g *HostGroup) {
 		c.take(at, err)
 	}
 	for i, z := range g.Zones {
-		if !name(z) {
+		if !name(z) && !g.Exact {
 			c.bad(fmt.Sprintf("%s.zones[%d]", at, i), z, nameRule, "a")
 		}
 	}

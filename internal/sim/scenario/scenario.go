@@ -50,6 +50,11 @@ type HostGroup struct {
 	Price      float64        `json:"price,omitempty" doc:"what a host costs per hour" example:"0.42"`
 	Power      Power          `json:"power,omitzero" doc:"what a host draws"`
 	Runtime    Runtime        `json:"runtime,omitzero" doc:"how fast and how reliable it starts things"`
+
+	// Of a recorded host, which has a name of its own; not for files.
+	Exact    bool   `json:"-"` // the group's name is the host's
+	Rack     string `json:"-"`
+	Cordoned bool   `json:"-"`
 }
 
 // Power is a host's consumption over its CPU use.
@@ -245,9 +250,9 @@ type Stop struct {
 
 // Policies change how placement decides. What is left out is as in the product.
 type Policies struct {
-	Scorers   map[string]float64 `json:"scorers,omitempty" doc:"weights by name of the policy; 0 switches it off" example:"{binpack: 1, spread: 0}"`
+	Scorers   map[string]float64 `json:"scorers,omitempty" doc:"weights by name of the policy; 0 switches it off" example:"{fits: 1, spread: 0}"`
 	Only      bool               `json:"only,omitempty" doc:"switch off every scorer that is not named"`
-	Without   []string           `json:"without,omitempty" doc:"filters to leave out" example:"[image]"`
+	Without   []string           `json:"without,omitempty" doc:"filters to leave out" example:"[numa]"`
 	Seed      uint64             `json:"seed,omitempty" doc:"of the choice between equal hosts" default:"1"`
 	Unlimited bool               `json:"unlimited,omitempty" doc:"no admission: limits and guarantees are not kept at the door, and what finds no room waits"`
 }
