@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"atoll/api"
+	"atoll/internal/errs"
 	"atoll/internal/policy"
 	"atoll/internal/sched"
 	"atoll/internal/store"
@@ -18,11 +19,15 @@ const newUID = "plan/"
 // every instance in the order the pool would place them.
 func (p *Plan) objects(ctx context.Context, objs []api.Object) (*api.PlanAnswer, error) {
 	a := &api.PlanAnswer{Question: "objects"}
+	then := New(p.with(objs), p.again())
+	objs, unknown := then.ranked(objs)
 	var err error
 	if a.Admission, err = p.admission(ctx, objs); err != nil {
 		return nil, err
 	}
-	then := New(p.with(objs), p.again())
+	if unknown != nil {
+		a.Admission = unknown
+	}
 	t := then.try()
 	defer t.end()
 	before := then.promised(then.pending)
@@ -55,6 +60,28 @@ func (p *Plan) objects(ctx context.Context, objs []api.Object) (*api.PlanAnswer,
 	}
 	a.Holds = a.Pending == 0 && a.Admission == nil && len(a.Guarantees) == 0 && !q.over
 	return a, then.spares(ctx, p, a)
+}
+
+// ranked makes of instances what the server makes of them by their classes: one that
+// may make room for itself is admitted to a full pool.
+func (p *Plan) ranked(objs []api.Object) (out []api.Object, unknown *api.PlanRefusal) {
+	out = slices.Clone(objs)
+	for i, o := range out {
+		in, ok := o.(*api.Instance)
+		if !ok || in.Spec.Priority == "" {
+			continue
+		}
+		if _, known := p.ranks.by[in.Spec.Priority]; !known {
+			unknown = &api.PlanRefusal{Kind: string(errs.Invalid), Message: fmt.Sprintf("instance %s/%s: there is no PriorityClass %s", in.Tenant, in.Name, in.Spec.Priority), Hint: "atoll get priorityclasses lists them"}
+			continue
+		}
+		if p.ranks.of(in).Preempt {
+			in = api.Clone(in)
+			in.Spec.Queue = true
+			out[i] = in
+		}
+	}
+	return out, unknown
 }
 
 // admission asks whether the objects would be taken as one transaction, as apply does.

@@ -70,6 +70,7 @@ func (c *call) plan() error {
 	for _, d := range whatif.Decisions(a) {
 		d.At = a.At
 	}
+	caller.Rights(q, pool, a)
 	caller.Cut(a)
 	return c.json(http.StatusOK, a)
 }

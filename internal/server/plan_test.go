@@ -134,11 +134,22 @@ func TestPlanForATenant(t *testing.T) {
 	if strings.Contains(r.Body.String(), "secret") || strings.Contains(r.Body.String(), "demo") {
 		t.Errorf("the answer tells of another tenant: %s", r.Body)
 	}
+	if len(a.Notes) != 1 || !strings.Contains(a.Notes[0], "priority:high") {
+		t.Errorf("ann may not preempt: %v", a.Notes)
+	}
 	if len(a.Places) != 2 || a.Places[0].EvictsOthers == 0 || a.EvictedOthers != a.Places[0].EvictsOthers || a.Places[1].To != "" {
 		t.Errorf("%s", r.Body)
 	}
 	a = api.PlanAnswer{}
+	ask(f, "vera", "", file(ports)).want(200).json(&a)
+	if len(a.Notes) != 1 || !strings.Contains(a.Notes[0], "may not create instance") {
+		t.Errorf("vera only looks: %v", a.Notes)
+	}
+	a = api.PlanAnswer{}
 	ask(f, "root", "", file(big, ports)).want(200).json(&a)
+	if a.Notes != nil {
+		t.Errorf("root may: %v", a.Notes)
+	}
 	if a.EvictedOthers != 0 || len(a.Evicted) == 0 || a.Places[0].Evicts[0].Tenant != "demo" {
 		t.Errorf("%+v", a)
 	}

@@ -148,6 +148,47 @@ func (c Caller) planObjects(req *api.PlanRequest) ([]api.Object, error) {
 	return out, nil
 }
 
+// Rights notes what of the objects the caller could not write.
+func (c Caller) Rights(q plan.Question, pool plan.Pool, a *api.PlanAnswer) {
+	there := map[api.Ref]bool{}
+	for _, in := range pool.Instances {
+		there[api.RefOf(in)] = true
+	}
+	for _, t := range pool.Tenants {
+		there[api.RefOf(t)] = true
+	}
+	preempts := map[string]bool{}
+	for _, x := range pool.Classes {
+		there[api.RefOf(x)] = true
+		preempts[x.Name] = x.Spec.Preempt
+	}
+	for _, x := range pool.Budgets {
+		there[api.RefOf(x)] = true
+	}
+	for _, x := range pool.Nodes {
+		there[api.RefOf(x)] = true
+	}
+	seen := map[string]bool{}
+	for _, o := range q.Objects {
+		verb := api.VerbCreate
+		if there[api.RefOf(o)] {
+			verb = api.VerbUpdate
+		}
+		err := c.Auth.Authorize(c.ID, verb, o.ObjectKind(), auth.ScopeOf(verb, o))
+		if in, ok := o.(*api.Instance); ok && err == nil {
+			grants := in.Spec.Grants()
+			if preempts[in.Spec.Priority] {
+				grants = append(grants, "priority:"+in.Spec.Priority)
+			}
+			err = c.Auth.Grants(c.ID, in.Tenant, grants)
+		}
+		if err != nil && !seen[err.Error()] {
+			seen[err.Error()] = true
+			a.Notes = append(a.Notes, err.Error())
+		}
+	}
+}
+
 // Pool reads what a plan is made of. Instances come after assignments, so that one
 // that is placed meanwhile is taken for pending, not for placed and gone.
 func Pool(ctx context.Context, s store.Store) (p plan.Pool, err error) {
