@@ -33,7 +33,7 @@ func main() {
 	nodes := flag.Int("nodes", 1000, "hosts")
 	instances := flag.Int("instances", 20_000, "instances")
 	apps := flag.Int("apps", 400, "applications they belong to")
-	rounds := flag.Int("rounds", 100, "questions")
+	rounds := flag.Int("rounds", 200, "questions")
 	profile := flag.String("cpuprofile", "", "write a CPU profile of the questions here")
 	flag.Parse()
 	if err := run(*profile, *nodes, *instances, *apps, *rounds); err != nil {
@@ -125,7 +125,7 @@ func ask(cl *remote.Store, q api.PlanRequest) (api.PlanAnswer, float64, error) {
 func quantile(v []float64, q float64) float64 {
 	s := slices.Clone(v)
 	slices.Sort(s)
-	return s[min(int(q*float64(len(s))), len(s)-1)]
+	return s[int(q*float64(len(s)-1))]
 }
 
 // pool fills a store as the pool itself would have: hosts in ten zones of ten racks,
