@@ -216,6 +216,9 @@ func (s *source) traced() (time.Duration, bool) {
 	return s.a.From.D() + s.laps + s.trace.Arrivals[s.next-1].At.D(), true
 }
 
+// overTick is how often something comes at most, of what comes evenly.
+const overTick = 500 * time.Millisecond
+
 // come makes the instances of one time.
 func (s *source) come(ctx context.Context, at time.Duration) error {
 	if s.open == 0 {
@@ -228,7 +231,16 @@ func (s *source) come(ctx context.Context, at time.Duration) error {
 		}
 	}
 	gang := s.open
-	for s.open > 0 {
+	tick := 0 // instances of one tick, when they come one after the other
+	if s.a.Over > 0 {
+		tick = max(int(int64(s.a.Count)*int64(overTick)/int64(s.a.Over)), 1)
+	}
+	for made := 0; s.open > 0; made++ {
+		if tick > 0 && made == tick {
+			pause := max(overTick, s.a.Over.D()/time.Duration(s.a.Count))
+			s.w.agenda.note(s.w.clk.Now().Add(pause), func(ctx context.Context) error { return s.come(ctx, at) })
+			return nil
+		}
 		if s.w.fresh >= batch {
 			// The rest comes at the same time, after all that was made has settled.
 			s.w.agenda.note(s.w.clk.Now(), func(ctx context.Context) error { return s.come(ctx, at) })

@@ -159,7 +159,11 @@ func TestRandomScenariosKeepTheInvariants(t *testing.T) {
 }
 
 func TestTheSameSeedGivesTheSameBytes(t *testing.T) {
-	for seed := range uint64(8) {
+	runs := uint64(8)
+	if v, err := strconv.ParseUint(os.Getenv("ATOLL_SIM_RUNS"), 10, 64); err == nil {
+		runs = max(v/10, runs)
+	}
+	for seed := range runs {
 		var out [2]bytes.Buffer
 		for i := range out {
 			rep, err := play(t, draw(seed), Options{})
@@ -171,7 +175,7 @@ func TestTheSameSeedGivesTheSameBytes(t *testing.T) {
 			}
 		}
 		if !bytes.Equal(out[0].Bytes(), out[1].Bytes()) {
-			t.Fatalf("seed %d: two runs differ:\n%s\n%s", seed, &out[0], &out[1])
+			t.Errorf("seed %d: two runs differ", seed)
 		}
 	}
 }

@@ -66,6 +66,9 @@ func newTask() *task {
 	return t
 }
 
+// maxIdle bounds the coroutines that are kept for the next call.
+const maxIdle = 1024
+
 // run begins a call for a host; it returns when the call ends or sleeps.
 func (c *crew) run(h *host, job func()) {
 	var t *task
@@ -83,9 +86,13 @@ func (c *crew) resume(t *task) {
 	c.cur = t
 	t.next()
 	c.cur = outer
-	if t.job == nil && !t.dead {
+	switch {
+	case t.job != nil || t.dead:
+	case len(c.idle) < maxIdle:
 		t.owner = nil
 		c.idle = append(c.idle, t)
+	default:
+		c.end(t)
 	}
 }
 

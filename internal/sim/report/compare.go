@@ -56,7 +56,7 @@ func seconds(v float64) string {
 		return fmt.Sprintf("%.0f s", v)
 	}
 	s := time.Duration(v * float64(time.Second)).Round(time.Second).String()
-	if v >= 3600 {
+	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")
 	}
 	return s

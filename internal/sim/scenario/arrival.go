@@ -33,6 +33,13 @@ func (c *checker) arrival(at string, s *Scenario, a *Arrival) {
 	for i, t := range a.At {
 		c.span(fmt.Sprintf("%s.at[%d]", at, i), t.D(), 0, maxDuration, "30m")
 	}
+	c.span(at+".over", a.Over.D(), 0, maxDuration, "10m")
+	if a.Over > 0 && len(a.At) == 0 {
+		c.bad(at+".over", a.Over.D().String(), "goes with at only", "0s")
+	}
+	if a.Over > 0 && a.Gang != nil {
+		c.bad(at+".over", a.Over.D().String(), "cannot go with gang: its members come together", "0s")
+	}
 	c.span(at+".from", a.From.D(), 0, maxDuration, "1h")
 	c.span(at+".until", a.Until.D(), 0, maxDuration, "8h")
 	c.span(at+".retry", a.Retry.D(), 0, maxDuration, "1m")

@@ -96,6 +96,7 @@ type Arrival struct {
 	Count  int            `json:"count,omitempty" doc:"instances at each time" default:"1"`
 	Most   int            `json:"most,omitempty" doc:"so many instances in all, then it ends"`
 	At     []api.Duration `json:"at,omitempty" doc:"at these times" example:"[0s, 30m]"`
+	Over   api.Duration   `json:"over,omitempty" doc:"with at: the instances of one time come evenly over this" example:"10m"`
 
 	Poisson *Rate    `json:"poisson,omitempty" doc:"at random, evenly over time"`
 	Bursts  *Bursts  `json:"bursts,omitempty" doc:"in waves"`
