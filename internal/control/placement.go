@@ -67,6 +67,14 @@ func (p *Placement) Name() string { return "placement" }
 // Workers is how many names it may be called for at once: the store takes many commits in one write.
 func (p *Placement) Workers() int { return 64 }
 
+// Key makes an instance and its assignment one name: two calls at once would decide twice.
+func (p *Placement) Key(ref api.Ref) api.Ref {
+	if ref.Kind == api.KindAssignment && ref != sweepRef {
+		ref.Kind = api.KindInstance
+	}
+	return ref
+}
+
 // Watches what decides before what is decided, so that a start does not place on an empty view.
 func (p *Placement) Watches() []api.Selector {
 	return []api.Selector{{Kind: api.KindPriorityClass}, {Kind: api.KindTenant}, {Kind: api.KindDisruptionBudget}, {Kind: api.KindNode}, {Kind: api.KindAssignment}, {Kind: api.KindInstance}}
@@ -181,12 +189,13 @@ func (p *Placement) class(spec *api.InstanceSpec) *api.PriorityClass {
 	if c := p.classes[spec.Priority]; c != nil || spec.Priority != "" {
 		return c
 	}
+	var def *api.PriorityClass // of several, always the same
 	for _, c := range p.classes {
-		if c.Spec.Default {
-			return c
+		if c.Spec.Default && (def == nil || c.Name < def.Name) {
+			def = c
 		}
 	}
-	return nil
+	return def
 }
 
 func (p *Placement) item(in *api.Instance) *policy.Item {
@@ -280,6 +289,7 @@ func (p *Placement) heirs(uid string) []api.Ref {
 			out = append(out, n.ref)
 		}
 	}
+	sort.Slice(out, func(i, j int) bool { return api.SortKey(out[i]) < api.SortKey(out[j]) })
 	return out
 }
 
