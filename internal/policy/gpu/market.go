@@ -9,20 +9,21 @@ import (
 // Config is how a Market judges. Amounts are thousandths of a device.
 type Config struct {
 	Streams int     // default 24: imagined streams per hardware type; the noise of a value falls with their root
-	Horizon float64 // default 4: length of a stream, as a multiple of the GPUs of a node; shorter ones forget that rare fits come
+	Horizon float64 // default 3: length of a stream, as a multiple of the GPUs of a node; shorter ones forget that rare fits come
 	Growth  float64 // default 0.2: streams are drawn anew when this part of what is placed is new
 	Plain   float64 // default 0.3: worth of what asks no GPU, of its dominant share of the pool as if it were GPU; keeps cores for it
+	Scarce  float64 // default 0.75: the same, where cores or memory run out before the devices do
 	Break   float64 // default 40: price of breaking an untouched node, so that load gathers
 	Rarity  float64 // default 3: how much dearer that is per e-fold fewer untouched nodes that can do as much
 	Model   float64 // default 1: price of a thousandth of a model, times the part of it that only such items may use
 	Reserve float64 // default 300: price per device of a room for several devices that is likely needed
 	Ramp    float64 // default 1.5: rooms have a price when fewer than this times those likely needed are left; full at 1
-	Margin  float64 // default 2: rooms likely needed are the mean and so many standard deviations
+	Margin  float64 // default 3: rooms likely needed are the mean and so many standard deviations
 }
 
 // Defaults are those that hold on all lists of bench/openb; none was set for one list.
 func Defaults() Config {
-	return Config{Streams: 24, Horizon: 4, Growth: 0.2, Plain: 0.3, Break: 40, Rarity: 3, Model: 1, Reserve: 300, Ramp: 1.5, Margin: 2}
+	return Config{Streams: 24, Horizon: 3, Growth: 0.2, Plain: 0.3, Scarce: 0.75, Break: 40, Rarity: 3, Model: 1, Reserve: 300, Ramp: 1.5, Margin: 3}
 }
 
 // Market is what the pool's nodes with devices are worth, learned from what is
@@ -220,7 +221,8 @@ func (m *Market) moved() bool {
 }
 
 // priceClasses says what breaking an untouched node costs: the more untouched nodes
-// can do what it can, the less. It protects hardware nobody has asked for yet.
+// can do what it can, the less. It protects hardware nobody has asked for yet, and
+// fades where what comes is small: below one of several devices in two hundred.
 func (m *Market) priceClasses() {
 	for c := range m.classes {
 		m.classes[c].rare = m.rarity(c)
@@ -237,7 +239,8 @@ func (m *Market) rarity(c int) float64 {
 			able += o.untouched
 		}
 	}
-	return m.conf.Break * (1 + m.conf.Rarity*math.Log(float64(max(all, 1))/float64(max(able, 1))))
+	large := min(1, 200*float64(m.tally.multi+1)/float64(m.tally.n+2))
+	return m.conf.Break * (1 + m.conf.Rarity*large*math.Log(float64(max(all, 1))/float64(max(able, 1))))
 }
 
 // priceModels charges a model for the demand that only some models may serve, spread
@@ -303,6 +306,9 @@ type tally struct {
 	by     map[Item]int64
 	n      int64
 	demand int64
+	cpu    int64
+	memory int64
+	multi  int64 // items of several devices
 }
 
 type shape struct {
@@ -315,6 +321,11 @@ func newTally() tally { return tally{by: map[Item]int64{}} }
 func (t *tally) add(it *Item, sign int64) {
 	t.n += sign
 	t.demand += sign * it.Demand()
+	t.cpu += sign * it.CPU
+	t.memory += sign * it.Memory
+	if it.Multi() {
+		t.multi += sign
+	}
 	if c := t.by[*it] + sign; c != 0 {
 		t.by[*it] = c
 	} else {

@@ -61,7 +61,9 @@ func (s *site) clear(m *Market, i int) {
 	m.Set(i, s.sizes[i], s.nodes[i], nil)
 }
 
-func same(a, b tally) bool { return a.n == b.n && a.demand == b.demand && maps.Equal(a.by, b.by) }
+func same(a, b tally) bool {
+	return a.n == b.n && a.demand == b.demand && a.cpu == b.cpu && a.memory == b.memory && a.multi == b.multi && maps.Equal(a.by, b.by)
+}
 
 // A market that followed every change counts the same as one that sees the end only.
 func TestMarketCountsExactly(t *testing.T) {
@@ -199,4 +201,47 @@ func TestPrices(t *testing.T) {
 			t.Errorf("devices %b", set)
 		}
 	})
+}
+
+// By hand: fourteen hosts of four devices; one instance of four and nine of one, three
+// to a host, are placed. 43 devices are idle; at 1.3 devices an item 33.08 more come,
+// a tenth of them of four: 3.308, with three deviations and one 9.764. Ten rooms are
+// left: (1.5 - 10/9.764) / 0.5 = 0.952 of the full price.
+func TestRoomsByHand(t *testing.T) {
+	one, four := Item{Count: 1, Milli: Whole}, Item{Count: 4, Milli: Whole}
+	size := box(64_000, 100, Whole, Whole, Whole, Whole)
+	m := NewMarket(Defaults())
+	for i := range 14 {
+		free, items := size, []Item(nil)
+		switch {
+		case i == 0:
+			free, items = box(64_000, 100, 0, 0, 0, 0), []Item{four}
+		case i < 4:
+			free, items = box(64_000, 100, 0, 0, 0, Whole), []Item{one, one, one}
+		}
+		free.Touched = len(items) > 0
+		m.Set(i, size, free, items)
+	}
+	m.Epoch()
+	if len(m.rooms) != 1 || m.rooms[0].left != 10 {
+		t.Fatalf("%+v", m.rooms)
+	}
+	coming := 43.0 / 1.3
+	need := coming/10 + 3*math.Sqrt(coming/10) + 1
+	want := (1.5 - 10/need) / 0.5
+	if got := m.rooms[0]; math.Abs(got.urgent-want) > 1e-9 || math.Abs(want-0.952) > 0.001 || math.Abs(got.price-want*1200) > 1e-6 {
+		t.Errorf("%+v, not %v", got, want)
+	}
+	// Of the room a single takes, that price is the whole of it; elsewhere there is none.
+	after := size
+	after.Take(&one, 1)
+	if got := m.roomCost(&size, &after); math.Abs(got-want*1200) > 1e-6 {
+		t.Errorf("breaking a room costs %v", got)
+	}
+	broken := box(64_000, 100, 0, 0, 0, Whole)
+	after = broken
+	after.Take(&one, 1<<3)
+	if got := m.roomCost(&broken, &after); got != 0 {
+		t.Errorf("beside a room it costs %v", got)
+	}
 }

@@ -15,9 +15,12 @@ type room struct {
 	price  float64 // of one, in this epoch
 }
 
+// maxRooms bounds the shapes that rooms are kept for; those seen first are.
+const maxRooms = 256
+
 // room notes a shape that came.
 func (m *Market) room(it *Item) {
-	if _, known := m.roomAt[*it]; known {
+	if _, known := m.roomAt[*it]; known || len(m.rooms) >= maxRooms {
 		return
 	}
 	m.roomAt[*it] = len(m.rooms)

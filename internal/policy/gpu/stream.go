@@ -75,10 +75,18 @@ func (m *Market) stream(from lot, rng *rand.Rand, length float64) stream {
 	return s
 }
 
-// plain is the worth of an item without devices.
+// plain is the worth of an item without devices: its dominant share of the pool, as
+// if it were devices, times a weight that grows when the mix that is placed would use
+// up all cores or all memory before all devices.
 func (m *Market) plain(it *Item) float64 {
-	share := max(float64(it.CPU)/float64(max(m.cpu, 1)), float64(it.Memory)/float64(max(m.memory, 1)))
-	return m.conf.Plain * share * float64(m.devices) * Whole
+	cpu, memory := float64(max(m.cpu, 1)), float64(max(m.memory, 1))
+	share := max(float64(it.CPU)/cpu, float64(it.Memory)/memory) * float64(m.devices) * Whole
+	need := 2.0
+	if m.tally.demand > 0 {
+		need = max(float64(m.tally.cpu)/cpu, float64(m.tally.memory)/memory) * float64(m.devices) * Whole / float64(m.tally.demand)
+	}
+	scarce := max(0, min(1, (need-0.9)/0.2))
+	return share * (m.conf.Plain + (m.conf.Scarce-m.conf.Plain)*scarce)
 }
 
 // lot is what streams are drawn from: shapes and the running sums of their weights.
