@@ -75,9 +75,10 @@ type rec struct {
 	on       []*host // runs on; more than one is a mistake
 	waits    int     // place among those that wait, plus 1
 
-	restored   bool // was there at the beginning
-	counted    bool // its pending time was noted
-	want, have bool // counted in the tenant's account
+	tries      int64 // starts that its status tells of
+	restored   bool  // was there at the beginning
+	counted    bool  // its pending time was noted
+	want, have bool  // counted in the tenant's account
 	touched    bool
 
 	created, placed, started time.Duration // since the beginning; placed and started -1: not yet
@@ -242,6 +243,10 @@ func (b *books) instance(o *api.Instance, deleted bool) {
 		b.live++
 		r.tenant.n++
 		r.tenant.peak = max(r.tenant.peak, r.tenant.n)
+	}
+	if o.Status.Starts > r.tries {
+		r.tries = o.Status.Starts
+		b.failed += btoi(o.Status.Reason == "StartFailed")
 	}
 	counts := o.DeletedAt == nil && !o.Spec.Stopped
 	if r.req != nil && r.generation == o.Generation && r.counts == counts {

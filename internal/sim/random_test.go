@@ -141,7 +141,7 @@ func TestRandomScenariosKeepTheInvariants(t *testing.T) {
 	if v, err := strconv.ParseUint(os.Getenv("ATOLL_SIM_FROM"), 10, 64); err == nil {
 		from = v
 	}
-	var created, starts, checks, refused, faults int
+	var created, starts, failed, checks, refused, faults int
 	for seed := from; seed < from+uint64(runs); seed++ {
 		rep, err := play(t, draw(seed), Options{})
 		if err != nil {
@@ -149,11 +149,12 @@ func TestRandomScenariosKeepTheInvariants(t *testing.T) {
 			continue
 		}
 		created, starts, checks, refused = created+rep.Totals.Created, starts+rep.Totals.Starts, checks+rep.Totals.Checks, refused+rep.Totals.Refused
+		failed += rep.Totals.FailedStarts
 		for _, f := range rep.Faults {
 			faults += f.N
 		}
 	}
-	if created < 20*runs || starts < created/2 || checks < created || faults < runs || refused == 0 {
+	if created < 20*runs || starts < created/2 || checks < created || faults < runs || refused == 0 || failed == 0 {
 		t.Fatalf("too little happened: %d created, %d starts, %d checks, %d refused, %d faults", created, starts, checks, refused, faults)
 	}
 }

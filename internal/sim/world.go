@@ -69,7 +69,7 @@ const (
 	// batch bounds how much is created before everything settles.
 	batch = 2000
 	// maxCalls guards against controllers that wake each other for ever.
-	maxCalls = 200_000
+	maxCalls = 2_000_000
 )
 
 // World is a pool at one moment.
