@@ -75,7 +75,7 @@ func (p *Placement) placeGang(ctx context.Context, s store.Store, in *api.Instan
 	if !fits {
 		pr := p.gangWaits(in, a, here)
 		res, err = p.commit(ctx, s, pr)
-		res.Again = min(retryPending, left)
+		res.Again, res.Poll = min(retryPending, left), left > retryPending
 		return res, err
 	}
 	for len(prs) > 0 && err == nil {

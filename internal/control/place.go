@@ -168,9 +168,12 @@ func (p *Placement) commit(ctx context.Context, s store.Store, prs ...*proposal)
 			res.Also = append(res.Also, ref)
 		case pr.Node == "":
 			p.pend(pr.item)
-			res.Again = retryPending
+			res.Again, res.Poll = retryPending, true
 		default:
 			p.unpend(ref, pr.in.UID)
+			if len(p.social) > 0 { // who wants to be near, or even, may fit now
+				res.Also = append(res.Also, sweepRef)
+			}
 		}
 	}
 	if err == nil || errors.Is(err, errs.NotFound) || errors.Is(err, errs.Exists) {

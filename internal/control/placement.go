@@ -37,6 +37,7 @@ type Placement struct {
 	pending   map[api.Ref]*policy.Item    // without a node; looked at again when room is made
 	nominated map[string]*nomination      // by UID: have a node as soon as others have left it
 	gangs     map[gangKey]map[string]bool // UIDs of the members there are
+	social    map[string]bool             // UIDs of those in pending whose chances depend on where others are
 }
 
 // nomination is a node that an instance gets when its victims have gone.
@@ -58,7 +59,7 @@ func NewPlacement(d Deps) (*Placement, error) {
 	}
 	v := policy.NewView()
 	return &Placement{clock: d.Clock, keep: d.Keep, planner: sched.NewPlanner(v, d.Chain, d.Seed), view: v, pool: pool, classes: map[string]*api.PriorityClass{},
-		weights: map[string]int64{}, pending: map[api.Ref]*policy.Item{}, nominated: map[string]*nomination{}, gangs: map[gangKey]map[string]bool{}}, nil
+		weights: map[string]int64{}, pending: map[api.Ref]*policy.Item{}, nominated: map[string]*nomination{}, gangs: map[gangKey]map[string]bool{}, social: map[string]bool{}}, nil
 }
 
 // Name is "placement".
@@ -261,11 +262,15 @@ func (p *Placement) settle(in *api.Instance, a *api.Assignment) {
 func (p *Placement) pend(it *policy.Item) {
 	p.pending[it.Ref] = it
 	p.view.Wait(it)
+	if pl := it.Spec.Placement; pl != nil && len(pl.Near)+len(pl.Spread) > 0 {
+		p.social[it.UID] = true
+	}
 }
 
 func (p *Placement) unpend(ref api.Ref, uid string) {
 	delete(p.pending, ref)
 	delete(p.nominated, uid)
+	delete(p.social, uid)
 	p.view.Unwait(uid)
 }
 

@@ -13,7 +13,8 @@ type Group struct {
 
 type tally struct {
 	n           []int32 // by domain
-	with        []int32 // how many domains have so many
+	open        []bool  // by domain: counts for least and most
+	with        []int32 // how many open domains have so many
 	least, most int32
 }
 
@@ -69,7 +70,13 @@ func (v *View) recount(g *Group) {
 	}
 	g.of, g.total = v.structure, 0
 	for l := range g.by {
-		g.by[l] = tally{n: make([]int32, v.domains[l]), with: []int32{int32(v.domains[l])}}
+		t := tally{n: make([]int32, len(v.open[l])), open: v.open[l], with: []int32{0}}
+		for _, open := range t.open {
+			if open {
+				t.with[0]++
+			}
+		}
+		g.by[l] = t
 	}
 	for _, n := range v.Nodes {
 		for _, x := range n.Items {
@@ -91,6 +98,9 @@ func (t *tally) add(domain, d int32) {
 	old := t.n[domain]
 	now := old + d
 	t.n[domain] = now
+	if !t.open[domain] {
+		return
+	}
 	t.with[old]--
 	for int(now) >= len(t.with) {
 		t.with = append(t.with, 0)
@@ -115,7 +125,7 @@ func (g *Group) On(n *Node) int { return int(g.by[Host].n[n.ID]) }
 // In is how many are in a place's domain of a level.
 func (g *Group) In(p Place, l Level) int { return int(g.by[l].n[p[l]]) }
 
-// Range is the least and the most in any domain of a level.
+// Range is the least and the most in any domain of a level that takes something new.
 func (g *Group) Range(l Level) (least, most int) { return int(g.by[l].least), int(g.by[l].most) }
 
 // countGroups adds an item to the groups that count it, or takes it out.

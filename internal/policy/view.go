@@ -22,7 +22,7 @@ type View struct {
 	changedAt uint64 // number of the first in changed
 	quiet     int    // changes are not told while it is above 0
 
-	domains  [numLevels]int // how many
+	open     [numLevels][]bool // by domain: has a node that takes something new
 	groups   map[string]*Group
 	byTenant map[string][]*Group
 	matching map[string][]*Group // the groups that count an item, by its key
@@ -63,7 +63,7 @@ func (v *View) SetNode(o *api.Node) {
 		v.Nodes[i] = n
 		v.structure++
 	} else if s, t := n.Object.Spec, o.Spec; s.Region != t.Region || s.Zone != t.Zone || s.Rack != t.Rack ||
-		len(n.Object.Status.Devices) != len(o.Status.Devices) {
+		len(n.Object.Status.Devices) != len(o.Status.Devices) || takes(n.Object) != takes(o) {
 		v.structure++
 	} else if (s.Price == "") != (t.Price == "") || (s.MaxWatts == 0) != (t.MaxWatts == 0) {
 		v.terms++ // what nobody told so far may decide now
@@ -110,31 +110,33 @@ func (v *View) Arrange() {
 		return
 	}
 	v.arranged = v.structure
+	for l := range v.open {
+		v.open[l] = v.open[l][:0]
+	}
 	var numbers [numLevels]map[string]int32
 	for l := range numbers {
 		numbers[l] = map[string]int32{}
 	}
 	for i, n := range v.Nodes {
 		n.ID = i
-		n.Place[Host] = int32(i)
-		for l := Rack; l < numLevels; l++ {
-			d := n.Domain(l)
-			id, ok := numbers[l][d]
+		for l := Host; l < numLevels; l++ {
+			id, ok := int32(i), false
+			if l != Host {
+				id, ok = numbers[l][n.Domain(l)]
+			}
 			if !ok {
-				id = int32(len(numbers[l]))
-				numbers[l][d] = id
+				id = int32(len(v.open[l]))
+				numbers[l][n.Domain(l)] = id
+				v.open[l] = append(v.open[l], false)
 			}
 			n.Place[l] = id
+			v.open[l][id] = v.open[l][id] || n.Takes()
 		}
-	}
-	v.domains[Host] = len(v.Nodes)
-	for l := Rack; l < numLevels; l++ {
-		v.domains[l] = len(numbers[l])
 	}
 }
 
 // Domains counts the domains of a level.
-func (v *View) Domains(l Level) int { return v.domains[l] }
+func (v *View) Domains(l Level) int { return len(v.open[l]) }
 
 // Where tells on which node an instance is; "" when on none.
 func (v *View) Where(uid string) string {

@@ -83,7 +83,6 @@ type rec struct {
 
 	created, placed, started time.Duration // since the beginning; placed and started -1: not yet
 	removal                  time.Duration
-	vain                     time.Duration // waits with room since then; 0: does not
 	lasts                    time.Duration // from the first start; 0: to the end
 	level                    [3]float64    // use of cpu, memory, gpu
 	series                   [3]int

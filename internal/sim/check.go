@@ -125,7 +125,7 @@ func (w *World) checkWaiting(ctx context.Context) error {
 	var view *policy.View
 	for _, r := range b.waiting[:min(len(b.waiting), probes)] {
 		b.checks++
-		if r.free && !w.roomFor(r) || !r.free && w.ghosts() {
+		if r.free && !w.roomFor(r) {
 			continue
 		}
 		in, err := store.Get[*api.Instance](ctx, w.view, r.ref)
@@ -141,43 +141,10 @@ func (w *World) checkWaiting(ctx context.Context) error {
 			}
 		}
 		if p := sched.Plan(view, []*policy.Item{policy.ItemOf(in)}, w.chain, 1); p[0].Node != "" && !w.nominated(ctx) {
-			w.inVain(r, p[0].Node)
-		} else {
-			r.vain = 0
+			w.violate("%s waits while %s has room", r.ref, p[0].Node)
 		}
 	}
 	return nil
-}
-
-// retry is how soon what waits for others to be placed, as with spread, is tried again.
-const retry = 35 * time.Second
-
-// inVain is told that an instance waits while a host has room. What has conditions on
-// where it runs may do so for a while: what makes room for it is not only that others go.
-func (w *World) inVain(r *rec, node string) {
-	now := w.books.now + 1 // never zero
-	switch {
-	case r.free, r.vain > 0 && now-r.vain >= retry:
-		w.violate("%s waits while %s has room", r.ref, node)
-	case r.vain == 0:
-		r.vain = now
-		w.agenda.note(w.clk.Now().Add(retry), func(context.Context) error {
-			w.books.changedAt = true
-			return nil
-		})
-	}
-}
-
-// ghosts reports whether something is still assigned to a host that was taken out of
-// the pool. Where that counts for spread and affinity is not settled, so nobody can say
-// what has room.
-func (w *World) ghosts() bool {
-	for _, h := range w.hosts {
-		if !h.member && len(h.recs) > 0 {
-			return true
-		}
-	}
-	return false
 }
 
 // nominated reports whether somebody waits for a place that was promised to it.
