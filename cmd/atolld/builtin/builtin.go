@@ -11,6 +11,7 @@ import (
 	"atoll/internal/policy/affinity"
 	"atoll/internal/policy/binpack"
 	"atoll/internal/policy/cost"
+	"atoll/internal/policy/gpu"
 	"atoll/internal/policy/host"
 	"atoll/internal/policy/image"
 	"atoll/internal/policy/numa"
@@ -30,9 +31,11 @@ func Drivers() *driver.Registry {
 
 // Policies is what placement decides by, cheapest and most selective filters first.
 func Policies() policy.Chain {
+	gpus := gpu.New()
 	return policy.Chain{
-		Filters: []policy.Filter{host.New(), resource.New(), numa.New(), port.New(), spread.New(), affinity.New()},
+		Filters: []policy.Filter{host.New(), resource.New(), numa.New(), gpus, port.New(), spread.New(), affinity.New()},
 		Scorers: []policy.Weighted{
+			{Scorer: gpus, Weight: 5}, // devices are dearest
 			{Scorer: host.New(), Weight: 1},
 			{Scorer: binpack.New(), Weight: 1},
 			{Scorer: spread.New(), Weight: 1},
@@ -42,6 +45,6 @@ func Policies() policy.Chain {
 			{Scorer: cost.NewPrice(), Weight: 0.5},
 			{Scorer: cost.NewPower(), Weight: 0.5},
 		},
-		Pickers: []policy.Picker{numa.New()},
+		Pickers: []policy.Picker{numa.New(), gpus},
 	}
 }
