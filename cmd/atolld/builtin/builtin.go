@@ -35,7 +35,7 @@ func Policies() policy.Chain {
 	return policy.Chain{
 		Filters: []policy.Filter{host.New(), resource.New(), numa.New(), gpus, port.New(), spread.New(), affinity.New()},
 		Scorers: []policy.Weighted{
-			{Scorer: gpus, Weight: 5}, // devices are dearest
+			{Scorer: gpus, Weight: 16}, // devices are dearest
 			{Scorer: host.New(), Weight: 1},
 			{Scorer: binpack.New(), Weight: 1},
 			{Scorer: spread.New(), Weight: 1},

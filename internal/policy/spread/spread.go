@@ -85,7 +85,7 @@ func (Even) Grade(v *policy.View, it *policy.Item) *policy.Grade {
 		for _, t := range p.Spread {
 			if l := policy.LevelOf(t.Topology); (l == policy.Host) == host {
 				least, _ := g.Range(l)
-				s += share / float64(1+g.In(d, l)-least)
+				s += share / float64(max(1+g.In(d, l)-least, 1)) // a closed domain may be below the least of the open ones
 			}
 		}
 		return s
