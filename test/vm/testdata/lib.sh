@@ -77,18 +77,13 @@ none() {
   [ -z "$seen" ] || { echo "$what: $seen"; return 1; }
 }
 
-processes() { # except those of this script
-  local p c
-  for p in /proc/[0-9]*; do
-    c=$(tr '\0' ' ' <"$p/cmdline" 2>/dev/null) || continue
-    case $c in *atolld\ *|*conmon\ --cid*|*"/run/atoll/"*) echo "$c" ;; esac
-  done
-}
+# The brackets keep a search from finding itself.
+processes() { grep -laE '[a]tolld|conmon[^.]--cid|/run/[a]toll/' /proc/[0-9]*/cmdline; }
 
 no_instances() {
   none groups find /sys/fs/cgroup -type d -path '*/atoll/*' -name 'x*' &&
     none links bash -c "ip -o link | grep -E ': av[0-9a-z]+'" &&
-    none supervisors bash -c 'grep -la "conmon[^.]--cid" /proc/[0-9]*/cmdline' # [^.]: not this one itself
+    none supervisors bash -c 'grep -la "conmon[^.]--cid" /proc/[0-9]*/cmdline'
 }
 
 nothing() {

@@ -86,7 +86,7 @@ check exec gives inside atoll exec web echo inside
 check terminal terminal
 check ceilings ceilings web 67108864 250
 check guarantee guarantee
-check enforced enforced
+check enforced soon enforced # with the next report of the node
 check oom oom
 if [ "$tour" = long ]; then
   check stdin gives 3 bash -c 'printf "a\nb\nc\n" | atoll run --rm -i --network none busybox wc -l'
