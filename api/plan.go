@@ -13,11 +13,13 @@ type PlanRequest struct {
 	// Objects asks where new or changed instances would land, together with the
 	// tenants, priority classes, budgets and nodes given beside them.
 	Objects []json.RawMessage `json:"objects,omitempty"`
-	Lose    *PlanHosts        `json:"lose,omitempty"`  // these hosts fail now, all at once
-	Drain   *PlanHosts        `json:"drain,omitempty"` // everything is to leave these hosts, within disruption budgets
-	Add     *PlanAdd          `json:"add,omitempty"`
-	Fit     *PlanFit          `json:"fit,omitempty"`
-	Quota   *PlanQuota        `json:"quota,omitempty"`
+	// Exact asks, with Objects, also for the best there is, found by an exact solver; for small pools.
+	Exact bool       `json:"exact,omitempty"`
+	Lose  *PlanHosts `json:"lose,omitempty"`  // these hosts fail now, all at once
+	Drain *PlanHosts `json:"drain,omitempty"` // everything is to leave these hosts, within disruption budgets
+	Add   *PlanAdd   `json:"add,omitempty"`
+	Fit   *PlanFit   `json:"fit,omitempty"`
+	Quota *PlanQuota `json:"quota,omitempty"`
 }
 
 // PlanHosts names hosts, or chooses those in all the places that are given.
@@ -75,9 +77,18 @@ type PlanAnswer struct {
 	Guarantees []PlanGuarantee `json:"guarantees,omitempty"`
 	Spare      *PlanSpare      `json:"spare,omitempty"`
 
+	Exact    *PlanExact    `json:"exact,omitempty"`
 	Fit      *PlanRoom     `json:"fit,omitempty"`
 	Headroom *PlanHeadroom `json:"headroom,omitempty"`
 	Notes    []string      `json:"notes,omitempty"` // for people
+}
+
+// PlanExact is the most new instances that could have a place next to what runs.
+type PlanExact struct {
+	Placed int  `json:"placed"`
+	Of     int  `json:"of"`
+	Proven bool `json:"proven"`          // there is no better; else the best found in time
+	Loose  bool `json:"loose,omitempty"` // what they ask of each other, or of parts of a host, was left out: it may be too high
 }
 
 // PlanPlace is where an instance would be.

@@ -17,7 +17,7 @@ const newUID = "plan/"
 
 // objects plays an apply of objects: the tenants, ranks, budgets and nodes first, then
 // every instance in the order the pool would place them.
-func (p *Plan) objects(ctx context.Context, objs []api.Object) (*api.PlanAnswer, error) {
+func (p *Plan) objects(ctx context.Context, objs []api.Object, best bool) (*api.PlanAnswer, error) {
 	a := &api.PlanAnswer{Question: "objects"}
 	then := New(p.with(objs), p.again())
 	objs, unknown := then.ranked(objs)
@@ -44,6 +44,11 @@ func (p *Plan) objects(ctx context.Context, objs []api.Object) (*api.PlanAnswer,
 	}
 	if a.Places == nil {
 		a.Notes = append(a.Notes, "there is no instance among the objects: nothing is to be placed")
+	}
+	if best {
+		if err := q.exact(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if err := q.run(ctx); err != nil {
 		return nil, err

@@ -35,6 +35,7 @@ type Config struct {
 	Chain policy.Chain
 	Seed  uint64
 	Keep  policy.Keep // of the pool, from what is promised and from those that wait for room
+	Solve Solver      // for Question.Exact; nil: there is none
 	Items Items       // of an earlier plan of the pool, for speed; nil: none
 }
 
@@ -45,6 +46,7 @@ type Items map[*api.Instance]*policy.Item
 // Question is an api.PlanRequest with its objects decoded and checked.
 type Question struct {
 	Objects []api.Object
+	Exact   bool // with Objects: also how many could have a place at best
 	Lose    *api.PlanHosts
 	Drain   *api.PlanHosts
 	Add     *api.PlanAdd
@@ -216,7 +218,7 @@ func (p *Plan) Answer(ctx context.Context, q Question) (*api.PlanAnswer, error) 
 	case q.Quota != nil:
 		a, err = p.quota(ctx, *q.Quota)
 	case len(q.Objects) > 0:
-		a, err = p.objects(ctx, q.Objects)
+		a, err = p.objects(ctx, q.Objects, q.Exact)
 	default:
 		return nil, errs.New(errs.Invalid, "nothing was asked").WithHint("ask for one of objects, lose, drain, add, fit and quota")
 	}

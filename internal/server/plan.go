@@ -55,7 +55,7 @@ func (c *call) plan() error {
 	if err != nil {
 		return err
 	}
-	cfg := plan.Config{Chain: c.Chain, Seed: planSeed, Keep: c.Keep}
+	cfg := plan.Config{Chain: c.Chain, Seed: planSeed, Keep: c.Keep, Solve: whatif.Solver()}
 	if known := c.planned.Load(); known != nil {
 		cfg.Items = *known
 	}

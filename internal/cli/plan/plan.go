@@ -33,6 +33,7 @@ type options struct {
 	render.Output
 	files     []string
 	recursive bool
+	exact     bool
 	hosts     api.PlanHosts
 }
 
@@ -55,6 +56,7 @@ func Plan() verb.Def {
 		Flags: func(fs *pflag.FlagSet) {
 			fs.StringArrayVarP(&o.files, "filename", "f", nil, "file or directory of objects; - reads standard input")
 			fs.BoolVarP(&o.recursive, "recursive", "R", false, "also the directories inside")
+			fs.BoolVar(&o.exact, "exact", false, "also say how many could be placed at best, by an exact solver (cbc); for small pools")
 			o.flags(fs)
 		},
 		Run: o.file,
@@ -77,7 +79,7 @@ func (o *options) file(ctx context.Context, c *verb.Call) error {
 	if err != nil {
 		return err
 	}
-	var req api.PlanRequest
+	req := api.PlanRequest{Exact: o.exact}
 	for _, d := range docs {
 		raw, err := api.Encode(d.Object)
 		if err != nil {

@@ -111,9 +111,25 @@ func (p *page) objects(a *api.PlanAnswer) {
 		p.say("  evicted:")
 		p.places(a.Evicted, true)
 	}
+	p.best(a.Exact)
 	p.refusal(a.Admission)
 	p.guarantees(a)
 	p.worst(a.Spare)
+}
+
+// best tells what the exact solver found.
+func (p *page) best(e *api.PlanExact) {
+	if e == nil {
+		return
+	}
+	sure := "proven by the solver"
+	if !e.Proven {
+		sure = "the best the solver found in its time"
+	}
+	if e.Loose {
+		sure += "; without what they ask of each other and of parts of a host, so it may be too high"
+	}
+	p.say("  at best %d of %d could have a place next to what runs (%s)", e.Placed, e.Of, sure)
 }
 
 func (p *page) add(a *api.PlanAnswer, title string) {

@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"atoll/api"
 	"atoll/internal/auth"
+	"atoll/internal/balance/exact"
 	"atoll/internal/errs"
 	"atoll/internal/plan"
 	"atoll/internal/store"
@@ -32,6 +34,14 @@ func (c Caller) Question(req *api.PlanRequest) (plan.Question, error) {
 	q := plan.Question{Lose: req.Lose, Drain: req.Drain, Add: req.Add, Fit: req.Fit, Quota: req.Quota}
 	if n := count(len(req.Objects) > 0, req.Lose != nil, req.Drain != nil, req.Add != nil, req.Fit != nil, req.Quota != nil); n != 1 {
 		return q, errs.InvalidFields("plan", []errs.Field{{Field: "objects, lose, drain, add, fit, quota", Rule: "must be exactly one question", Example: `{"lose":{"nodes":["isle2"]}}`}})
+	}
+	if q.Exact = req.Exact; q.Exact {
+		if len(req.Objects) == 0 {
+			return q, errs.InvalidFields("plan", []errs.Field{{Field: "exact", Value: "true", Rule: "goes with objects", Example: `{"objects":[…],"exact":true}`}})
+		}
+		if err := c.wholePool(); err != nil { // it takes a core of the server for a while
+			return q, err
+		}
 	}
 	switch {
 	case req.Fit != nil:
@@ -263,5 +273,19 @@ func cutDecision(d *api.Decision) {
 		if n := &d.Nodes[i]; strings.HasPrefix(n.Reason, "host port ") && n.Reason != cut(n.Reason) {
 			n.Reason = cut(n.Reason) + " is taken"
 		}
+	}
+}
+
+// solverTime bounds what one exact answer may take.
+const solverTime = 10 * time.Second
+
+// Solver is the one that is installed on this host; nil when there is none.
+func Solver() plan.Solver {
+	path, err := exact.Find()
+	if err != nil {
+		return nil
+	}
+	return func(ctx context.Context, p *exact.Problem) (exact.Solution, error) {
+		return exact.Solve(ctx, path, p, solverTime)
 	}
 }
