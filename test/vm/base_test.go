@@ -140,6 +140,7 @@ func packages() ([]string, error) {
 	return slices.Compact(list), nil
 }
 
+// build makes the base in a new folder.
 func build(ctx context.Context, dir string, list []string, mirror string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
@@ -187,7 +188,9 @@ func aptOptions(ctx context.Context) ([]string, error) {
 func run(ctx context.Context, env []string, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), env...)
-	// Ended by a signal that it can act on: it has mounts to take away.
+	// What it mounts in the guests' root is never in the host's own table: however it ends, that folder
+	// can be removed without reaching through it into the host's devices.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	out, err := cmd.CombinedOutput()
 	if err != nil {
