@@ -71,6 +71,7 @@ func next(s situation) decision {
 	st := &d.status
 	st.Node, st.Assigned, st.Address = s.node, s.as.Spec.Generation, s.as.Spec.Address
 	st.RuntimeID = runtimeID(s.in.UID)
+	noteStart(s, st)
 	noteExit(s, st)
 
 	running := s.seen != nil && (s.seen.Phase == driver.PhaseRunning || s.seen.Phase == driver.PhasePrepared)
@@ -130,6 +131,17 @@ func leave(s situation) decision {
 		}
 	}
 	return d
+}
+
+// noteStart counts a first start whose status was never written, such as by a kill:
+// what ran must not be started again as if it never had.
+func noteStart(s situation, st *api.InstanceStatus) {
+	if st.Starts == 0 && s.seen != nil && (s.seen.Phase == driver.PhaseRunning || s.seen.Phase == driver.PhaseExited) {
+		st.Starts, st.RestartsIn = 1, s.in.Spec.Restarts
+		if at := s.seen.StartedAt; !at.IsZero() {
+			st.StartedAt = &at
+		}
+	}
 }
 
 // noteExit writes down how it ended, once per end, also when the clock was put back between start and end.

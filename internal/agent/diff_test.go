@@ -57,6 +57,10 @@ func TestNext(t *testing.T) {
 		"edited":                 {func(s *situation) { ran(s, 0, t0); s.seen.Phase = driver.PhaseRunning; s.in.Generation = 2 }, []action{actApply}, api.StateRunning, ""},
 		"stop asked":             {func(s *situation) { ran(s, 0, t0); s.seen.Phase = driver.PhaseRunning; s.in.Spec.Stopped = true }, []action{actStop}, api.StateStopping, reasonStopped},
 		"restart asked":          {func(s *situation) { ran(s, 0, t0); s.seen.Phase = driver.PhaseRunning; s.in.Spec.Restarts = 1 }, []action{actStop, actStart}, api.StateRunning, ""},
+		"ended, its start never written": {func(s *situation) {
+			s.in.Spec.Restart = "never"
+			s.seen = &driver.Observed{Phase: driver.PhaseExited, ExitCode: 3, StartedAt: t0.Add(-time.Minute), FinishedAt: t0}
+		}, nil, api.StateFailed, reasonError},
 		"evicted": {func(s *situation) {
 			ran(s, 0, t0)
 			s.seen.Phase = driver.PhaseRunning

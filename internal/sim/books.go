@@ -66,6 +66,7 @@ type rec struct {
 	free       bool // has conditions on where it runs
 	decided    bool // has an assignment, with a node or without
 	leaves     bool // was told to leave its host
+	gaveUp     bool // its gang was not placed in time: asks for nothing any more
 	address    string
 
 	node     *host // assigned to; nil: waits
@@ -247,7 +248,8 @@ func (b *books) instance(o *api.Instance, deleted bool) {
 		r.tries = o.Status.Starts
 		b.failed += btoi(o.Status.Reason == "StartFailed")
 	}
-	counts := o.DeletedAt == nil && !o.Spec.Stopped
+	r.gaveUp = o.Status.State == api.StateFailed && o.Status.Reason == api.ReasonGangTimeout
+	counts := o.DeletedAt == nil && !o.Spec.Stopped && !r.gaveUp
 	if r.req != nil && r.generation == o.Generation && r.counts == counts {
 		return // a status
 	}

@@ -91,7 +91,7 @@ func percent(v int64, p int) int64 {
 // checkRec holds an instance to its rules; false: it has to be looked at again, as a
 // host is still at work or cannot be reached.
 func (w *World) checkRec(r *rec) bool {
-	if !r.gone && !r.decided && !r.asked && r.req != nil {
+	if !r.gone && !r.decided && !r.asked && !r.gaveUp && r.req != nil {
 		w.violate("%s has no assignment, not even one that says why it waits", r.ref)
 	}
 	done := true
