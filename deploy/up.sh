@@ -95,7 +95,9 @@ for _ in $(seq 100); do
 done
 [ -n "${ok:-}" ] || fail "http://127.0.0.1:$port/ does not answer" "atoll why instance/web --tenant demo"
 row check "GET http://127.0.0.1:$port/" "${status#* }"
-[ -s "${HOME:-/root}/.config/atoll/config.yaml" ] || atoll use demo >/dev/null
+# A choice the user made stays, unless that tenant went with the data of an earlier pool.
+chosen=$(atoll use 2>/dev/null || true)
+[ -n "$chosen" ] && atoll get "tenant/$chosen" -o name >/dev/null 2>&1 || atoll use demo >/dev/null
 echo "Atoll is up:"
 atoll get nodes | sed 's/^/  /'
 echo "Try:  atoll run --rm -it busybox sh     atoll top     atoll why instance/web     make down"
