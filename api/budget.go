@@ -38,6 +38,7 @@ func (b *DisruptionBudget) Validate() []errs.Field {
 	if len(b.Spec.Labels) == 0 {
 		f = append(f, errs.Field{Field: "spec.labels", Rule: "must name at least one label", Example: "{app: db}"})
 	}
+	f = append(f, labelFields("spec.labels", b.Spec.Labels)...)
 	if b.Spec.MinAvailable < 0 || (b.Spec.MinAvailable > 0) == (b.Spec.MaxUnavailable != nil) {
 		f = append(f, errs.Field{Field: "spec.minAvailable", Value: strconv.Itoa(b.Spec.MinAvailable), Rule: "give either minAvailable, 1 or more, or maxUnavailable", Example: "2"})
 	}

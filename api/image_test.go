@@ -40,3 +40,22 @@ func TestSharedImagesAreInTheSharedTenantOnly(t *testing.T) {
 		t.Errorf("a tenant called %s: %v", SharedTenant, f)
 	}
 }
+
+func TestCPUSetsAreBounded(t *testing.T) {
+	for set, ok := range map[string]bool{"0-3,8": true, "0": true, "3,1": false, "0-3,2": false, "1,1": false, strings.Repeat("0-4095,", 3000) + "0": false} {
+		if _, err := ParseCPUSet(set); (err == nil) != ok {
+			t.Errorf("%.20s: %v", set, err)
+		}
+	}
+	p := &PriorityClass{Spec: PriorityClassSpec{Value: 1, Default: true, Preempt: true}}
+	if len(p.Validate()) == 0 {
+		t.Error("who names no class would take the place of others")
+	}
+	many := &Instance{Spec: InstanceSpec{Image: "x", Placement: &Placement{}}}
+	for range 17 {
+		many.Spec.Placement.Avoid = append(many.Spec.Placement.Avoid, AffinityTerm{Labels: map[string]string{"a": "b"}})
+	}
+	if len(many.Validate()) == 0 {
+		t.Error("no bound on terms")
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"reflect"
 	"strings"
 	"time"
 
@@ -281,6 +282,9 @@ func (s *InstanceSpec) Grants() []string {
 
 func capName(c string) string { return strings.TrimPrefix(strings.ToUpper(c), "CAP_") }
 
+// largestAmount of a resource for one instance: sums over a pool stay countable.
+const largestAmount = 1 << 50
+
 // Validate checks everything that can be judged from the spec alone.
 func (i *Instance) Validate() []errs.Field {
 	s := &i.Spec
@@ -311,6 +315,13 @@ func (i *Instance) Validate() []errs.Field {
 	}
 	for _, r := range s.Requests.Over(s.Limits) {
 		f = append(f, errs.Field{Field: "spec.requests." + string(r), Value: FormatQuantity(r, s.Requests[r]), Rule: "must not be more than spec.limits." + string(r) + ", " + FormatQuantity(r, s.Limits[r]), Example: FormatQuantity(r, s.Limits[r])})
+	}
+	for field, amounts := range map[string]Resources{"spec.requests.": s.Requests, "spec.limits.": s.Limits} {
+		for r, v := range amounts {
+			if v > largestAmount {
+				f = append(f, errs.Field{Field: field + string(r), Value: FormatQuantity(r, v), Rule: "must be at most " + FormatQuantity(r, largestAmount), Example: "1"})
+			}
+		}
 	}
 	if m, ok := s.Limits[Memory]; ok && m < 1<<20 {
 		f = append(f, errs.Field{Field: "spec.limits.memory", Value: FormatQuantity(Memory, m), Rule: "must be at least 1Mi", Example: "64Mi"})
@@ -497,9 +508,15 @@ func (s *InstanceSpec) HealthPort(target string) (port uint16, urlPath string, e
 	return uint16(n), "/" + rest, nil
 }
 
+// maxCPUSet holds every second core of the largest host there is.
+const maxCPUSet = 16 << 10
+
 // ParseCPUSet reads "0-3,8" into core numbers.
 func ParseCPUSet(s string) ([]int, error) {
 	var out []int
+	if len(s) > maxCPUSet {
+		return nil, fmt.Errorf("must be at most %d characters", maxCPUSet)
+	}
 	for _, part := range strings.Split(s, ",") {
 		lo, hi := 0, 0
 		if n, err := fmt.Sscanf(part, "%d-%d", &lo, &hi); n < 1 || err != nil && n != 1 {
@@ -513,6 +530,9 @@ func ParseCPUSet(s string) ([]int, error) {
 		}
 		if part != want || lo < 0 || hi < lo || hi > 4095 {
 			return nil, fmt.Errorf("must be core numbers and ranges")
+		}
+		if len(out) > 0 && lo <= out[len(out)-1] {
+			return nil, fmt.Errorf("must be in ascending order, each core once")
 		}
 		for c := lo; c <= hi; c++ {
 			out = append(out, c)
@@ -556,4 +576,27 @@ func instanceDefinition() *Definition {
 			"spec.image":   func(o Object) string { return o.(*Instance).Spec.Image },
 		},
 	}
+}
+
+// SameUse reports whether two specs run the same program with the same rights: who
+// stops it, starts it or gives it more memory does not use them, who changes it does.
+func SameUse(a, b *InstanceSpec) bool {
+	x, y := *a, *b
+	for _, s := range []*InstanceSpec{&x, &y} {
+		s.Stopped, s.Restarts, s.AutoRm, s.Restart, s.Priority, s.CPUs = false, 0, false, "", "", ""
+		s.Requests, s.Limits, s.Placement, s.Health, s.Logs, s.StopTimeout = nil, nil, nil, nil, nil, nil
+	}
+	return reflect.DeepEqual(x, y) && healthIsPassive(a, b)
+}
+
+// healthIsPassive: a check that runs a program uses the instance's rights.
+func healthIsPassive(a, b *InstanceSpec) bool {
+	var x, y []string
+	if a.Health != nil {
+		x = a.Health.Exec
+	}
+	if b.Health != nil {
+		y = b.Health.Exec
+	}
+	return reflect.DeepEqual(x, y)
 }

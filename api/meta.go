@@ -177,14 +177,8 @@ func checkMeta(def *Definition, m *Meta) []errs.Field {
 	if !def.Tenanted && m.Tenant != "" {
 		f = append(f, errs.Field{Field: "metadata.tenant", Value: clip(m.Tenant), Rule: "must be empty: a " + string(def.Kind) + " belongs to the pool, not to a tenant"})
 	}
-	for k, v := range m.Labels {
-		if !labelKeyRE.MatchString(k) {
-			f = append(f, errs.Field{Field: "metadata.labels", Value: clip(k), Rule: "a key is an optional DNS prefix and / and then 1 to 63 of letters, digits, - _ .", Example: "app"})
-		}
-		if !labelValRE.MatchString(v) {
-			f = append(f, errs.Field{Field: "metadata.labels." + clip(k), Value: clip(v), Rule: "a value is at most 63 of letters, digits, - _ .", Example: "db"})
-		}
-	}
+	f = append(f, labelFields("metadata.labels", m.Labels)...)
+
 	size := 0
 	for k, v := range m.Annotations {
 		size += len(k) + len(v)
@@ -202,3 +196,23 @@ func clip(s string) string {
 	}
 	return s
 }
+
+// labelFields checks labels, or what labels are compared with.
+func labelFields(field string, labels map[string]string) []errs.Field {
+	var f []errs.Field
+	if len(labels) > maxLabels {
+		return []errs.Field{{Field: field, Value: fmt.Sprint(len(labels)), Rule: fmt.Sprintf("must be at most %d labels", maxLabels)}}
+	}
+	for k, v := range labels {
+		if !labelKeyRE.MatchString(k) {
+			f = append(f, errs.Field{Field: field, Value: clip(k), Rule: "a key is an optional DNS prefix and / and then 1 to 63 of letters, digits, - _ .", Example: "app"})
+		}
+		if !labelValRE.MatchString(v) {
+			f = append(f, errs.Field{Field: field + "." + clip(k), Value: clip(v), Rule: "a value is at most 63 of letters, digits, - _ .", Example: "db"})
+		}
+	}
+	return f
+}
+
+// maxLabels bounds the labels of one object.
+const maxLabels = 64

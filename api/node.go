@@ -218,6 +218,9 @@ func (p *PriorityClass) Validate() []errs.Field {
 	if p.Spec.Value < -1e6 || p.Spec.Value > 1e6 {
 		return []errs.Field{{Field: "spec.value", Value: fmt.Sprint(p.Spec.Value), Rule: "must be -1000000 to 1000000", Example: "1000"}}
 	}
+	if p.Spec.Default && p.Spec.Preempt {
+		return []errs.Field{{Field: "spec.preempt", Value: "true", Rule: "cannot go with spec.default: who names no class would take the place of others", Example: "false"}}
+	}
 	return nil
 }
 

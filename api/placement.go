@@ -55,6 +55,9 @@ type AffinityTerm struct {
 // DefaultGangTimeout is how long a gang waits when it does not say.
 const DefaultGangTimeout = 10 * time.Minute
 
+// maxTerms bounds the conditions of one instance of a sort: each is counted over the whole pool.
+const maxTerms = 16
+
 var topologies = []string{"host", "rack", "zone", "region"}
 
 func (s *InstanceSpec) validatePlacement() []errs.Field {
@@ -63,6 +66,15 @@ func (s *InstanceSpec) validatePlacement() []errs.Field {
 		return nil
 	}
 	var f []errs.Field
+	for name, n := range map[string]int{"spread": len(p.Spread), "near": len(p.Near), "avoid": len(p.Avoid), "nodes": len(p.Nodes), "tolerate": len(p.Tolerate), "nodeLabels": len(p.NodeLabels)} {
+		if n > maxTerms {
+			f = append(f, errs.Field{Field: "spec.placement." + name, Value: strconv.Itoa(n), Rule: fmt.Sprintf("must be at most %d terms", maxTerms)})
+		}
+	}
+	if len(f) > 0 {
+		return f
+	}
+	f = append(f, labelFields("spec.placement.nodeLabels", p.NodeLabels)...)
 	for i, t := range p.Spread {
 		f = append(f, oneOf(fmt.Sprintf("spec.placement.spread[%d].topology", i), t.Topology, topologies)...)
 		if t.MaxSkew < 0 {
@@ -76,6 +88,7 @@ func (s *InstanceSpec) validatePlacement() []errs.Field {
 			if len(t.Labels) == 0 {
 				f = append(f, errs.Field{Field: at + ".labels", Rule: "must name at least one label", Example: "{app: db}"})
 			}
+			f = append(f, labelFields(at+".labels", t.Labels)...)
 		}
 	}
 	for i, t := range p.Nodes {
@@ -88,8 +101,8 @@ func (s *InstanceSpec) validatePlacement() []errs.Field {
 		if !ValidName(g.Name) {
 			f = append(f, errs.Field{Field: "spec.placement.gang.name", Value: clip(g.Name), Rule: nameRule, Example: "train-7"})
 		}
-		if g.Size < 2 || g.Size > 10_000 {
-			f = append(f, errs.Field{Field: "spec.placement.gang.size", Value: strconv.Itoa(g.Size), Rule: "must be 2 to 10000", Example: "8"})
+		if g.Size < 2 || g.Size > 1000 {
+			f = append(f, errs.Field{Field: "spec.placement.gang.size", Value: strconv.Itoa(g.Size), Rule: "must be 2 to 1000", Example: "8"})
 		}
 		if g.Timeout != nil && (g.Timeout.D() < time.Second || g.Timeout.D() > 7*24*time.Hour) {
 			f = append(f, errs.Field{Field: "spec.placement.gang.timeout", Value: g.Timeout.D().String(), Rule: "must be 1s to 168h", Example: "10m"})
@@ -169,6 +182,9 @@ func (s *InstanceSpec) validateDevices() []errs.Field {
 	}
 	if s.Requests[GPUMemory] > 0 && s.Requests[GPU] == 0 {
 		f = append(f, errs.Field{Field: "spec.requests.gpuMemory", Value: FormatQuantity(GPUMemory, s.Requests[GPUMemory]), Rule: "needs spec.requests.gpu", Example: "{gpu: 500m, gpuMemory: 8Gi}"})
+	}
+	if len(s.GPUModels) > maxTerms {
+		f = append(f, errs.Field{Field: "spec.gpuModels", Value: strconv.Itoa(len(s.GPUModels)), Rule: fmt.Sprintf("must be at most %d", maxTerms)})
 	}
 	if len(s.GPUModels) > 0 && s.Requests[GPU] == 0 {
 		f = append(f, errs.Field{Field: "spec.gpuModels", Value: clip(strings.Join(s.GPUModels, ",")), Rule: "needs spec.requests.gpu", Example: "{gpu: 1}"})

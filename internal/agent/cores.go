@@ -27,21 +27,22 @@ func (a *Agent) cores(in *api.Instance, as *api.Assignment) string {
 	if len(owned) == 0 {
 		return in.Spec.CPUs
 	}
-	mine, err := api.ParseCPUSet(in.Spec.CPUs)
-	if in.Spec.CPUs == "" || err != nil {
-		mine = nil
-		for _, c := range a.cells {
-			list, err := api.ParseCPUSet(c.CPUs)
-			if err == nil {
-				mine = append(mine, list...)
-			}
+	free := func(cores []int) []int {
+		return slices.DeleteFunc(cores, func(c int) bool { return owned[c] })
+	}
+	if mine, err := api.ParseCPUSet(in.Spec.CPUs); in.Spec.CPUs != "" && err == nil {
+		if rest := free(mine); len(rest) > 0 {
+			return policy.FormatCPUs(rest)
+		}
+		// All it asked for are another's own now: it runs on what is nobody's.
+	}
+	var all []int
+	for _, c := range a.cells {
+		if list, err := api.ParseCPUSet(c.CPUs); err == nil {
+			all = append(all, list...)
 		}
 	}
-	rest := slices.DeleteFunc(slices.Clone(mine), func(c int) bool { return owned[c] })
-	if len(rest) == 0 {
-		return in.Spec.CPUs // it asked for cores that another owns now: to share is better than to stop
-	}
-	return policy.FormatCPUs(rest)
+	return policy.FormatCPUs(free(all))
 }
 
 // own notes which cores an instance has for itself and wakes all others when that

@@ -71,6 +71,7 @@ func next(s situation) decision {
 	st := &d.status
 	st.Node, st.Assigned, st.Address = s.node, s.as.Spec.Generation, s.as.Spec.Address
 	st.RuntimeID = runtimeID(s.in.UID)
+	wasStopping := st.State == api.StateStopping && st.Reason == reasonStopped
 	noteStart(s, st)
 	noteExit(s, st)
 
@@ -105,7 +106,7 @@ func next(s situation) decision {
 		if st.Reason != reasonUnhealthy {
 			st.Reason, st.Message = "", ""
 		}
-	case restart || st.Starts == 0 || st.State == api.StateStopped && (st.Reason == reasonStopped || st.Reason == api.ReasonEvicted):
+	case wasStopping || restart || st.Starts == 0 || st.State == api.StateStopped && (st.Reason == reasonStopped || st.Reason == api.ReasonEvicted):
 		d.acts = []action{actStart}
 	default:
 		afterEnd(s, &d)

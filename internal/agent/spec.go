@@ -22,7 +22,11 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 		return driver.Spec{}, errs.New(errs.Unavailable, "tenant %s has no range of user IDs yet", in.Tenant)
 	}
 	id := runtimeID(in.UID)
-	img, fetched, err := a.Images.Root(ctx, in.Tenant, in.Spec.Image, in.Spec.Pull, func(p api.Progress) { a.pulling(id, p) })
+	pull := in.Spec.Pull
+	if l, ok := a.look(id); ok && l.obs.Phase == driver.PhaseRunning && pull == "always" {
+		pull = "missing" // what runs has its image; only its limits are brought in line
+	}
+	img, fetched, err := a.Images.Root(ctx, in.Tenant, in.Spec.Image, pull, func(p api.Progress) { a.pulling(id, p) })
 	if err != nil {
 		return driver.Spec{}, err
 	}

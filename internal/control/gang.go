@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"atoll/api"
 	"atoll/internal/errs"
@@ -36,18 +37,30 @@ func (p *Placement) joinGang(in *api.Instance) {
 	if p.gangs[k] == nil {
 		p.gangs[k] = map[string]bool{}
 	}
-	p.gangs[k][in.UID] = true
+	p.gangs[k][in.UID], p.ganged[in.UID] = true, k
 }
 
 func (p *Placement) leaveGang(uid string) {
-	for k, m := range p.gangs {
-		if m[uid] {
-			delete(m, uid)
-			if len(m) == 0 {
-				delete(p.gangs, k)
-			}
+	k, ok := p.ganged[uid]
+	if !ok {
+		return
+	}
+	delete(p.ganged, uid)
+	if delete(p.gangs[k], uid); len(p.gangs[k]) == 0 {
+		delete(p.gangs, k)
+	}
+}
+
+// waitingGang lists a gang's members without a node, in a fixed order.
+func (p *Placement) waitingGang(k gangKey) []*policy.Item {
+	var out []*policy.Item
+	for _, it := range p.pending {
+		if g := gangOf(it.Spec); g != nil && it.Ref.Tenant == k.tenant && g.Name == k.name {
+			out = append(out, it)
 		}
 	}
+	slices.SortFunc(out, func(a, b *policy.Item) int { return strings.Compare(api.SortKey(a.Ref), api.SortKey(b.Ref)) })
+	return out
 }
 
 // gangCommit bounds the ops of one transaction; a larger gang is committed in
@@ -66,6 +79,10 @@ func (p *Placement) placeGang(ctx context.Context, s store.Store, in *api.Instan
 	if left <= 0 {
 		return p.failGang(ctx, s, in, a)
 	}
+	if !p.claim(in) {
+		return reconcile.Result{Again: 100 * time.Millisecond}, nil // another member places all
+	}
+	defer p.release(in)
 	members, err := p.waitingMembers(ctx, s, in)
 	if err != nil {
 		return reconcile.Result{}, err
@@ -91,6 +108,24 @@ func (p *Placement) placeGang(ctx context.Context, s store.Store, in *api.Instan
 	}
 	p.mu.Unlock()
 	return res, err
+}
+
+// claim makes a caller the only one who places a gang.
+func (p *Placement) claim(in *api.Instance) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k := gangKey{in.Tenant, gangOf(&in.Spec).Name}
+	if p.busy[k] {
+		return false
+	}
+	p.busy[k] = true
+	return true
+}
+
+func (p *Placement) release(in *api.Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.busy, gangKey{in.Tenant, gangOf(&in.Spec).Name})
 }
 
 // waitingMembers reads the gang's members that have no node, with their assignments.

@@ -188,3 +188,47 @@ func TestQueuedInstancesLeaveGuaranteesAlone(t *testing.T) {
 		t.Fatalf("a guarantee was given back, and nobody looked: %+v", w.assignment("q2").Spec.Decision)
 	}
 }
+
+// What has a place and asks for more than its node, or the pool, has left is placed anew
+// rather than booked.
+func TestGrowthBeyondTheNode(t *testing.T) {
+	w := newWorld(t, "10.0.0.0/24")
+	w.node("n1", 1000)
+	w.instance("other", 500, nil)
+	in := w.instance("grows", 100, func(i *api.Instance) { i.Spec.Queue = true })
+	w.settle()
+	if w.node1("grows") != "n1" {
+		t.Fatal("not placed")
+	}
+	for cpu, evicted := range map[int64]bool{300: false, 100_000: true} {
+		more := api.Clone(in)
+		more.Spec.Requests = api.Resources{api.CPU: cpu}
+		more.Generation++
+		w.put(more)
+		w.settle()
+		if got := w.assignment("grows").Spec.Evict != nil; got != evicted && cpu > 300 {
+			t.Errorf("with %dm: evicted %v", cpu, got)
+		}
+	}
+}
+
+// A thousand members of a gang that cannot fit wake nobody, and keep nobody else from being woken.
+func TestAHopelessGangIsNotLookedAtForEver(t *testing.T) {
+	w := newWorld(t, "10.0.0.0/16")
+	w.node("n1", 1000)
+	for i := range 60 {
+		w.instance(fmt.Sprintf("g%03d", i), 0, func(x *api.Instance) {
+			x.Spec.Placement = &api.Placement{Gang: &api.Gang{Name: "g", Size: 60}}
+			if i == 59 {
+				x.Spec.Placement.Node = "nowhere"
+			}
+		})
+	}
+	w.instance("big", 2000, nil)
+	w.settle()
+	w.node("n2", 3000)
+	w.settle() // more than a thousand calls is an error
+	if w.node1("big") != "n2" || w.node1("g000") != "" {
+		t.Fatalf("big on %q, gang on %q", w.node1("big"), w.node1("g000"))
+	}
+}

@@ -14,6 +14,9 @@ import (
 	"atoll/internal/store"
 )
 
+// retryNominated is how often somebody who waits for others to leave looks whether they do.
+const retryNominated = 2 * time.Second
+
 // proposal is a decision that is in the view, with what is committed for it.
 type proposal struct {
 	in   *api.Instance
@@ -24,8 +27,11 @@ type proposal struct {
 }
 
 func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, a *api.Assignment) (reconcile.Result, error) {
-	if in.Spec.Stopped && a == nil {
-		return reconcile.Result{}, nil // never started: takes no room until it is
+	if in.Spec.Stopped { // takes no room until it is started, and makes nobody else go
+		if a == nil {
+			return reconcile.Result{}, nil
+		}
+		return reconcile.Result{Also: p.forget(api.RefOf(in), in.UID)}, nil
 	}
 	if in.Status.State == api.StateFailed && in.Status.Reason == api.ReasonGangTimeout && in.Status.Generation == in.Generation {
 		return reconcile.Result{}, nil // until somebody changes or restarts it
@@ -34,6 +40,9 @@ func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, 
 		return p.placeGang(ctx, s, in, a)
 	}
 	pr := p.propose(in, a)
+	if len(pr.Victims) == 0 {
+		pr.Victims = p.stillThere(in.UID) // asked once more: one of them may just have come
+	}
 	if len(pr.Victims) > 0 {
 		if err := p.evict(ctx, s, pr); err != nil {
 			p.mu.Lock()
@@ -47,6 +56,23 @@ func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, 
 	return p.commit(ctx, s, pr)
 }
 
+// stillThere lists the victims that a nominated instance waits for.
+func (p *Placement) stillThere(uid string) []*policy.Item {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := p.nominated[uid]
+	if n == nil {
+		return nil
+	}
+	var out []*policy.Item
+	for v := range n.victims {
+		if it := p.view.Item(v); it != nil {
+			out = append(out, it)
+		}
+	}
+	return out
+}
+
 // propose decides and notes the decision in the view.
 func (p *Placement) propose(in *api.Instance, a *api.Assignment) *proposal {
 	p.mu.Lock()
@@ -55,6 +81,13 @@ func (p *Placement) propose(in *api.Instance, a *api.Assignment) *proposal {
 	it := p.item(in)
 	pr := &proposal{in: in, item: it, old: a}
 	n := p.nominated[in.UID]
+	if n != nil {
+		for uid := range n.victims {
+			if p.view.Where(uid) != n.node { // it went without being asked, or never came
+				delete(n.victims, uid)
+			}
+		}
+	}
 	switch {
 	case n != nil && len(n.victims) > 0 && p.usable(n.node):
 		pr.Placement = waitingFor(it, n, p.view)
@@ -85,6 +118,7 @@ func (p *Placement) propose(in *api.Instance, a *api.Assignment) *proposal {
 		n := &nomination{ref: it.Ref, node: pr.Node, victims: map[string]bool{}, hint: "room was made by moving instances of a lower priority"}
 		for _, x := range pr.Victims {
 			n.victims[x.UID] = true
+			p.view.Leaves(x.UID)
 		}
 		p.nominated[in.UID] = n
 		waiting := waitingFor(it, n, p.view)
@@ -169,6 +203,9 @@ func (p *Placement) commit(ctx context.Context, s store.Store, prs ...*proposal)
 		case pr.Node == "":
 			p.pend(pr.item)
 			res.Again, res.Poll = retryPending, true
+			if p.nominated[pr.in.UID] != nil {
+				res.Again, res.Poll = retryNominated, false
+			}
 		default:
 			p.unpend(ref, pr.in.UID)
 			if len(p.social) > 0 { // who wants to be near, or even, may fit now

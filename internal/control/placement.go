@@ -28,6 +28,9 @@ type Placement struct {
 	clock clock.Clock
 	keep  policy.Keep
 
+	loading sync.Mutex // guards loaded; taken before mu
+	loaded  bool       // the view has everything that had a node at the start
+
 	mu        sync.Mutex // guards all below
 	view      *policy.View
 	planner   *sched.Planner
@@ -37,6 +40,8 @@ type Placement struct {
 	pending   map[api.Ref]*policy.Item    // without a node; looked at again when room is made
 	nominated map[string]*nomination      // by UID: have a node as soon as others have left it
 	gangs     map[gangKey]map[string]bool // UIDs of the members there are
+	ganged    map[string]gangKey          // by UID
+	busy      map[gangKey]bool            // somebody places all of it right now
 	social    map[string]bool             // UIDs of those in pending whose chances depend on where others are
 }
 
@@ -59,7 +64,7 @@ func NewPlacement(d Deps) (*Placement, error) {
 	}
 	v := policy.NewView()
 	return &Placement{clock: d.Clock, keep: d.Keep, planner: sched.NewPlanner(v, d.Chain, d.Seed), view: v, pool: pool, classes: map[string]*api.PriorityClass{},
-		weights: map[string]int64{}, pending: map[api.Ref]*policy.Item{}, nominated: map[string]*nomination{}, gangs: map[gangKey]map[string]bool{}, social: map[string]bool{}}, nil
+		weights: map[string]int64{}, pending: map[api.Ref]*policy.Item{}, nominated: map[string]*nomination{}, gangs: map[gangKey]map[string]bool{}, ganged: map[string]gangKey{}, busy: map[gangKey]bool{}, social: map[string]bool{}}, nil
 }
 
 // Name is "placement".
@@ -88,7 +93,7 @@ func (p *Placement) Owns() []api.Kind { return []api.Kind{api.KindAssignment, ap
 func (p *Placement) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (reconcile.Result, error) {
 	switch {
 	case ref == sweepRef:
-		return p.sweep(), nil
+		return p.lookAtWaiting(), nil
 	case ref.Kind == api.KindNode:
 		return follow(ctx, s, ref, func(n *api.Node) {
 			if n == nil {
@@ -121,8 +126,42 @@ func (p *Placement) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 			}
 		}, &p.mu)
 	}
+	if err := p.load(ctx, s); err != nil {
+		return reconcile.Result{}, err
+	}
 	ref.Kind = api.KindInstance // an assignment is the same work, seen from the other side
 	return p.instance(ctx, s, ref)
+}
+
+// load notes, once, everything that has a node already: nothing may be decided on a
+// view that is only half there.
+func (p *Placement) load(ctx context.Context, s store.Store) error {
+	p.loading.Lock()
+	defer p.loading.Unlock()
+	if p.loaded {
+		return nil
+	}
+	assignments, _, err := store.List[*api.Assignment](ctx, s, api.Selector{Kind: api.KindAssignment})
+	if err != nil {
+		return fmt.Errorf("list assignments: %w", err)
+	}
+	for _, a := range assignments {
+		if a.Spec.Node == "" {
+			continue
+		}
+		in, err := store.Get[*api.Instance](ctx, s, api.Ref{Kind: api.KindInstance, Tenant: a.Tenant, Name: a.Name})
+		if errors.Is(err, errs.NotFound) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read instance of %s: %w", api.RefOf(a), err)
+		}
+		if in.UID == a.Spec.InstanceUID {
+			p.settle(in, a)
+		}
+	}
+	p.loaded = true
+	return nil
 }
 
 // follow reads an object, nil when it is gone, and notes it under the lock.
@@ -143,9 +182,9 @@ var sweepRef = api.Ref{Kind: api.KindAssignment, Name: "*"}
 // sweepMost bounds what one sweep wakes; it goes on with another.
 const sweepMost = 1000
 
-// sweep wakes what waits and would fit now, in fair order. Of a kind that does not
+// lookAtWaiting wakes what waits and would fit now, in fair order. Of a kind that does not
 // fit, the first is asked only.
-func (p *Placement) sweep() reconcile.Result {
+func (p *Placement) lookAtWaiting() reconcile.Result {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	items := make([]*policy.Item, 0, len(p.pending))
@@ -153,36 +192,81 @@ func (p *Placement) sweep() reconcile.Result {
 		items = append(items, it)
 	}
 	sort.Slice(items, func(i, j int) bool { return api.SortKey(items[i].Ref) < api.SortKey(items[j].Ref) })
-	var res reconcile.Result
-	var tried []string
-	failed := map[string]bool{}
+	sw := &sweep{Placement: p, done: map[string]bool{}, gangs: map[gangKey]bool{}}
 	for _, it := range sched.Order(p.view, items, func(t string) int64 { return p.weights[t] }) {
-		if gangOf(it.Spec) != nil || p.nominated[it.UID] != nil {
-			res.Also = append(res.Also, it.Ref)
-			continue
-		}
-		if failed[it.Key()] {
-			continue
-		}
-		switch pl := p.planner.Fits(it); {
-		case pl.Node != "":
-			p.planner.Take(pl)
-			tried = append(tried, it.UID)
-			res.Also = append(res.Also, it.Ref)
-		case p.mayPreempt(it) && p.view.Lower(it.Priority):
-			res.Also = append(res.Also, it.Ref)
-		default:
-			failed[it.Key()] = true
-		}
-		if len(res.Also) >= sweepMost {
-			res.Also = append(res.Also, sweepRef)
+		sw.look(it)
+		if len(sw.wake) >= sweepMost {
+			if len(sw.tried) > 0 { // else the same would be woken again
+				sw.wake = append(sw.wake, sweepRef)
+			}
 			break
 		}
 	}
-	for _, uid := range tried {
+	for _, uid := range sw.tried {
 		p.view.Unplace(uid)
 	}
-	return res
+	return reconcile.Result{Also: sw.wake}
+}
+
+// sweep is one look at all that waits.
+type sweep struct {
+	*Placement
+	wake  []api.Ref
+	tried []string        // UIDs that were given a place for the time of the sweep
+	done  map[string]bool // kinds that need no further look
+	gangs map[gangKey]bool
+}
+
+func (sw *sweep) look(it *policy.Item) {
+	if n := sw.nominated[it.UID]; n != nil {
+		if len(n.victims) == 0 || !sw.usable(n.node) {
+			sw.wake = append(sw.wake, it.Ref)
+		}
+		return
+	}
+	if g := gangOf(it.Spec); g != nil {
+		sw.gang(it, gangKey{it.Ref.Tenant, g.Name}, g.Size)
+		return
+	}
+	if sw.done[it.Key()] || sw.view.Where(it.UID) != "" { // decided already, its commit is under way
+		return
+	}
+	switch pl := sw.planner.Fits(it); {
+	case pl.Node != "" && sw.view.Keeps(it, sw.keep) == "":
+		sw.planner.Take(pl)
+		sw.tried = append(sw.tried, it.UID)
+		sw.wake = append(sw.wake, it.Ref)
+	case pl.Node == "" && sw.mayPreempt(it) && sw.view.Lower(it.Priority):
+		sw.wake = append(sw.wake, it.Ref)
+		sw.done[it.Key()] = true // one at a time makes room
+	default:
+		sw.done[it.Key()] = true
+	}
+}
+
+// gang wakes one member, who places all, when all are there and fit.
+func (sw *sweep) gang(it *policy.Item, k gangKey, size int) {
+	if sw.gangs[k] || len(sw.Placement.gangs[k]) < size {
+		return
+	}
+	sw.gangs[k] = true
+	before := len(sw.tried)
+	for _, m := range sw.waitingGang(k) {
+		if sw.view.Where(m.UID) != "" {
+			return
+		}
+		pl := sw.planner.Fits(m)
+		if pl.Node == "" || sw.view.Keeps(m, sw.keep) != "" {
+			for _, uid := range sw.tried[before:] {
+				sw.view.Unplace(uid)
+			}
+			sw.tried = sw.tried[:before]
+			return
+		}
+		sw.planner.Take(pl)
+		sw.tried = append(sw.tried, m.UID)
+	}
+	sw.wake = append(sw.wake, it.Ref)
 }
 
 // class is the priority class of an instance; nil when there is none.
@@ -233,17 +317,25 @@ func (p *Placement) instance(ctx context.Context, s store.Store, ref api.Ref) (r
 	case in.DeletedAt != nil && (a == nil || a.Spec.Node == ""):
 		return p.dropUnplaced(ctx, s, in, a)
 	case a != nil && a.Spec.Node != "":
-		p.settle(in, a)
+		why, freed := p.settle(in, a)
+		if why != "" && a.Spec.Evict == nil && in.DeletedAt == nil {
+			return reconcile.Result{}, markEvicted(ctx, s, aref, in.UID, api.Eviction{At: p.clock.Now().UTC(), Reason: why})
+		}
 		if a.Spec.Evict != nil && in.DeletedAt == nil && hasLeft(in, a) {
 			return p.unassign(ctx, s, in, a)
+		}
+		if freed {
+			return reconcile.Result{Also: []api.Ref{sweepRef}}, nil
 		}
 		return reconcile.Result{}, nil // its agent does the rest
 	}
 	return p.place(ctx, s, in, a)
 }
 
-// settle notes what is placed.
-func (p *Placement) settle(in *api.Instance, a *api.Assignment) {
+// settle notes what is placed. When it asks for more than before and its node, or the
+// pool, has not got that, the answer says so: it has to be placed anew. freed tells
+// that it asks for less.
+func (p *Placement) settle(in *api.Instance, a *api.Assignment) (tooMuch string, freed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	it := p.item(in)
@@ -253,9 +345,42 @@ func (p *Placement) settle(in *api.Instance, a *api.Assignment) {
 	p.joinGang(in)
 	p.unpend(api.RefOf(in), in.UID)
 	if old := p.view.Item(in.UID); old == nil || old.Key() != it.Key() || p.view.Where(in.UID) != a.Spec.Node {
+		if old != nil && grows(old, it) && p.view.Where(in.UID) == a.Spec.Node {
+			p.view.Unplace(in.UID)
+			tooMuch = p.refusesGrowth(it, a.Spec.Node)
+		}
+		freed = old != nil && grows(it, old)
 		p.view.Place(it, a.Spec.Node, policy.AllocOf(&a.Spec))
 	}
+	if a.Spec.Evict != nil {
+		p.view.Leaves(in.UID)
+	}
 	p.pool.take(a.Spec.Address, in.UID)
+	return tooMuch, freed
+}
+
+func grows(old, now *policy.Item) bool {
+	for i := range now.Request {
+		if now.Request[i] > old.Request[i] {
+			return true
+		}
+	}
+	return false
+}
+
+// refusesGrowth says why an item that has grown may not stay where it is.
+func (p *Placement) refusesGrowth(it *policy.Item, node string) string {
+	if why := p.view.Keeps(it, p.keep); why != "" {
+		return why
+	}
+	if n := p.view.Node(node); n != nil {
+		for i, want := range it.Request {
+			if room := n.Room(i); want > 0 && want > room {
+				return "asks for more than " + node + " has left"
+			}
+		}
+	}
+	return ""
 }
 
 // pend notes what waits.
@@ -271,7 +396,7 @@ func (p *Placement) unpend(ref api.Ref, uid string) {
 	delete(p.pending, ref)
 	delete(p.nominated, uid)
 	delete(p.social, uid)
-	p.view.Unwait(uid)
+	p.view.Unwait(ref.Tenant, uid)
 }
 
 // forget takes an instance out of everything that is known, and names who waited for it to go.

@@ -14,8 +14,8 @@ import (
 	"atoll/internal/store"
 )
 
-// Tidy removes what has served its time: events that are old or too many, images of
-// tenants that are gone, and tokens that expired long ago.
+// Tidy removes what has served its time: events that are old or too many, images and
+// budgets of tenants that are gone, and tokens that expired long ago.
 type Tidy struct {
 	clock clock.Clock
 }
@@ -38,8 +38,10 @@ func (t *Tidy) Watches() []api.Selector {
 	return []api.Selector{{Kind: api.KindTenant}, {Kind: api.KindToken}}
 }
 
-// Owns events, tokens and images.
-func (t *Tidy) Owns() []api.Kind { return []api.Kind{api.KindEvent, api.KindToken, api.KindImage} }
+// Owns events, tokens, and what tenants leave behind.
+func (t *Tidy) Owns() []api.Kind {
+	return []api.Kind{api.KindEvent, api.KindToken, api.KindImage, api.KindDisruptionBudget}
+}
 
 // Reconcile looks at one tenant's events, or at one token.
 func (t *Tidy) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (reconcile.Result, error) {
@@ -63,19 +65,22 @@ func (t *Tidy) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (recon
 		}
 	}
 	if gone {
-		return reconcile.Result{}, forgetImages(ctx, s, ref.Name)
+		return reconcile.Result{}, forgetAll(ctx, s, ref.Name)
 	}
 	return reconcile.Result{Again: tidyEvery}, nil
 }
 
-func forgetImages(ctx context.Context, s store.Store, tenant string) error {
-	images, _, err := store.List[*api.Image](ctx, s, api.Selector{Kind: api.KindImage, Tenant: tenant})
-	if err != nil {
-		return fmt.Errorf("list images of %s: %w", tenant, err)
-	}
-	for _, i := range images {
-		if _, err := s.Commit(ctx, store.Remove(api.RefOf(i), store.Any)); err != nil && !errors.Is(err, errs.NotFound) {
-			return fmt.Errorf("remove %s: %w", api.RefOf(i), err)
+// forgetAll removes what a tenant that is gone has left.
+func forgetAll(ctx context.Context, s store.Store, tenant string) error {
+	for _, k := range []api.Kind{api.KindImage, api.KindDisruptionBudget} {
+		list, _, err := s.List(ctx, api.Selector{Kind: k, Tenant: tenant})
+		if err != nil {
+			return fmt.Errorf("list %s of %s: %w", k, tenant, err)
+		}
+		for _, o := range list {
+			if _, err := s.Commit(ctx, store.Remove(api.RefOf(o), store.Any)); err != nil && !errors.Is(err, errs.NotFound) {
+				return fmt.Errorf("remove %s: %w", api.RefOf(o), err)
+			}
 		}
 	}
 	return nil

@@ -26,7 +26,7 @@ func (q *queue) exact(ctx context.Context) error {
 	for _, n := range q.view.Nodes {
 		h := exact.Host{Capacity: make([]int64, policy.NumResources)}
 		for i := range h.Capacity {
-			h.Capacity[i] = max(room(n, i), 0)
+			h.Capacity[i] = min(max(n.Room(i), 0), 1<<50)
 		}
 		p.Hosts = append(p.Hosts, h)
 	}
@@ -71,15 +71,4 @@ func alone(it *policy.Item) *policy.Item {
 		spec.Placement = &p
 	}
 	return policy.ItemAt(&api.Instance{Head: api.Head{K: api.KindInstance, Meta: api.Meta{Name: it.Ref.Name, Tenant: it.Ref.Tenant, UID: it.UID, Labels: it.Labels}}, Spec: spec}, it.Priority)
-}
-
-// room is what a host could still promise of a dimension.
-func room(n *policy.Node, i int) int64 {
-	switch o := n.Object.Spec.Overcommit; {
-	case i == policy.CPU:
-		return n.Allocatable[i]*int64(max(o.Burstable, o.Guaranteed, 100))/100 - n.Used[i]
-	case n.Allocatable[i] == 0 && i != policy.Memory && i != policy.GPU:
-		return 1 << 50 // not published, so not the host's to refuse
-	}
-	return n.Free(i)
 }

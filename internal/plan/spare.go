@@ -178,7 +178,7 @@ func (s *searcher) find(it *policy.Item, but *policy.Node) *policy.Node {
 func (s *searcher) kind(it *policy.Item) *kind {
 	s.view.Arrange()
 	k := s.kinds[it.Key()]
-	if k != nil && k.version == s.view.Version() && k.epoch == k.epochs() {
+	if k != nil && k.version == s.view.Version(it.Ref.Tenant) && k.epoch == k.epochs() {
 		return k
 	}
 	fresh := &kind{}
@@ -190,7 +190,7 @@ func (s *searcher) kind(it *policy.Item) *kind {
 			fresh.checks = append(fresh.checks, c)
 		}
 	}
-	fresh.version, fresh.epoch = s.view.Version(), fresh.epochs()
+	fresh.version, fresh.epoch = s.view.Version(it.Ref.Tenant), fresh.epochs()
 	s.kinds[it.Key()] = fresh
 	return fresh
 }

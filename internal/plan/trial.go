@@ -122,7 +122,7 @@ func (t *trial) on(it *policy.Item, node string, a policy.Alloc) {
 	t.view.Place(it, node, a)
 	t.undo = append(t.undo, func() { t.view.Unplace(it.UID) })
 	if t.waits[it.UID] {
-		t.view.Unwait(it.UID)
+		t.view.Unwait(it.Ref.Tenant, it.UID)
 		t.undo = append(t.undo, func() { t.view.Wait(it) })
 	}
 }
@@ -133,5 +133,5 @@ func (t *trial) wait(it *policy.Item) {
 		return
 	}
 	t.view.Wait(it)
-	t.undo = append(t.undo, func() { t.view.Unwait(it.UID) })
+	t.undo = append(t.undo, func() { t.view.Unwait(it.Ref.Tenant, it.UID) })
 }

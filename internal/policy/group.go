@@ -1,10 +1,16 @@
 package policy
 
-import "atoll/api"
+import (
+	"reflect"
+	"slices"
+
+	"atoll/api"
+)
 
 // Group counts the placed items that match something, per domain of every level,
 // and is kept up to date by the View.
 type Group struct {
+	key   string // in View.groups; "" for those of avoiders
 	match func(*Item) bool
 	of    uint64 // the structure it counts in
 	total int
@@ -18,8 +24,15 @@ type tally struct {
 	least, most int32
 }
 
-// maxGroups bounds what is counted at once; beyond, everything is counted anew as it is asked for.
-const maxGroups = 20_000
+const (
+	// maxGroups bounds what is counted for one tenant; beyond, all of the tenant's is
+	// counted anew as it is asked for. Other tenants do not notice.
+	maxGroups = 1000
+	// maxKinds bounds what is remembered of kinds of items.
+	maxKinds = 20_000
+	// idleAvoiders of a tenant may be kept after who wished them has gone.
+	idleAvoiders = 64
+)
 
 // Siblings counts the items of a tenant with exactly these labels.
 func (v *View) Siblings(it *Item) *Group {
@@ -38,10 +51,10 @@ func (v *View) group(kind, tenant string, labels map[string]string, match func(*
 	key := string(appendLabels([]byte(kind+tenant+"\x00"), labels))
 	g := v.groups[key]
 	if g == nil {
-		if len(v.groups) >= maxGroups {
-			v.forgetGroups()
+		if len(v.byTenant[tenant]) >= maxGroups+len(v.avoiders[tenant]) {
+			v.forgetGroups(tenant)
 		}
-		g = &Group{match: func(x *Item) bool { return x.Ref.Tenant == tenant && match(x) }}
+		g = &Group{key: key, match: func(x *Item) bool { return x.Ref.Tenant == tenant && match(x) }}
 		v.groups[key] = g
 		v.byTenant[tenant] = append(v.byTenant[tenant], g)
 		clear(v.matching)
@@ -50,16 +63,17 @@ func (v *View) group(kind, tenant string, labels map[string]string, match func(*
 	return g
 }
 
-func (v *View) forgetGroups() {
-	clear(v.groups)
-	clear(v.byTenant)
-	clear(v.matching)
-	for tenant, list := range v.avoiders {
-		for _, a := range list {
-			v.byTenant[tenant] = append(v.byTenant[tenant], a.Group)
-		}
+// forgetGroups drops all groups of a tenant but those of its avoiders.
+func (v *View) forgetGroups(tenant string) {
+	for _, g := range v.byTenant[tenant] {
+		delete(v.groups, g.key)
 	}
-	v.terms++
+	v.byTenant[tenant] = nil
+	for _, a := range v.avoiders[tenant] {
+		v.byTenant[tenant] = append(v.byTenant[tenant], a.Group)
+	}
+	clear(v.matching)
+	v.asked[tenant]++
 }
 
 // recount counts a group in the present structure.
@@ -130,9 +144,7 @@ func (g *Group) Range(l Level) (least, most int) { return int(g.by[l].least), in
 
 // countGroups adds an item to the groups that count it, or takes it out.
 func (v *View) countGroups(n *Node, it *Item, d int32) {
-	if d > 0 {
-		v.addAvoiders(it)
-	}
+	v.countAvoiders(it, int(d))
 	if v.arranged != v.structure {
 		return // all groups are counted anew
 	}
@@ -150,7 +162,7 @@ func (v *View) matchingOf(it *Item) []*Group {
 	}
 	list, ok := v.matching[it.key]
 	if !ok {
-		if len(v.matching) >= maxGroups {
+		if len(v.matching) >= maxKinds {
 			clear(v.matching)
 		}
 		for _, g := range all {
@@ -169,6 +181,7 @@ type Avoider struct {
 	Level  Level
 	Group  *Group // who wishes it
 	key    string
+	wished int // by how many placed items
 }
 
 // Avoiders lists what placed items of a tenant want to be away from.
@@ -180,29 +193,46 @@ func (v *View) Avoiders(tenant string) []*Avoider {
 	return list
 }
 
-func (v *View) addAvoiders(it *Item) {
+// countAvoiders follows the wishes of an item that comes or goes.
+func (v *View) countAvoiders(it *Item, d int) {
 	if it.Spec == nil || it.Spec.Placement == nil {
 		return
 	}
+	tenant := it.Ref.Tenant
 	for _, t := range it.Spec.Placement.Avoid {
 		if t.Preferred {
 			continue
 		}
 		key := avoidKey(t)
-		known := false
-		for _, a := range v.avoiders[it.Ref.Tenant] {
-			known = known || a.key == key
+		i := slices.IndexFunc(v.avoiders[tenant], func(a *Avoider) bool { return a.key == key })
+		if i < 0 {
+			g := &Group{match: func(x *Item) bool { return x.Ref.Tenant == tenant && avoids(x, key) }}
+			i = len(v.avoiders[tenant])
+			v.avoiders[tenant] = append(v.avoiders[tenant], &Avoider{Labels: t.Labels, Level: LevelOf(t.Topology), Group: g, key: key})
+			v.byTenant[tenant] = append(v.byTenant[tenant], g)
+			clear(v.matching)
+			v.asked[tenant]++
 		}
-		if known {
-			continue
-		}
-		tenant := it.Ref.Tenant
-		g := &Group{match: func(x *Item) bool { return x.Ref.Tenant == tenant && avoids(x, key) }}
-		v.avoiders[tenant] = append(v.avoiders[tenant], &Avoider{Labels: t.Labels, Level: LevelOf(t.Topology), Group: g, key: key})
-		v.byTenant[tenant] = append(v.byTenant[tenant], g)
-		clear(v.matching)
-		v.terms++
+		v.avoiders[tenant][i].wished += d
 	}
+	if d < 0 && v.quiet == 0 {
+		v.dropAvoiders(tenant)
+	}
+}
+
+// dropAvoiders forgets wishes nobody has any more, some at once.
+func (v *View) dropAvoiders(tenant string) {
+	idle := 0
+	for _, a := range v.avoiders[tenant] {
+		if a.wished == 0 {
+			idle++
+		}
+	}
+	if idle <= idleAvoiders {
+		return
+	}
+	v.avoiders[tenant] = slices.DeleteFunc(v.avoiders[tenant], func(a *Avoider) bool { return a.wished == 0 })
+	v.forgetGroups(tenant)
 }
 
 func avoidKey(t api.AffinityTerm) string {
@@ -221,6 +251,17 @@ func avoids(x *Item, key string) bool {
 	return false
 }
 
+// leaving lists what of a tenant was told to go.
+func (v *View) leaving(tenant string) []*spot {
+	var out []*spot
+	for uid := range v.goes[tenant] {
+		if s := v.spots[uid]; s != nil {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 // budget is a DisruptionBudget and whom it protects.
 type budget struct {
 	spec *api.DisruptionBudgetSpec
@@ -228,31 +269,48 @@ type budget struct {
 
 // SetBudget adds a budget or replaces it.
 func (v *View) SetBudget(b *api.DisruptionBudget) {
-	v.budgets[api.RefOf(b)] = &budget{spec: &b.Spec}
-	v.terms++
+	if old := v.budgets[b.Tenant][api.RefOf(b)]; old != nil && reflect.DeepEqual(*old.spec, b.Spec) {
+		return
+	}
+	if v.budgets[b.Tenant] == nil {
+		v.budgets[b.Tenant] = map[api.Ref]*budget{}
+	}
+	v.budgets[b.Tenant][api.RefOf(b)] = &budget{spec: &b.Spec}
+	v.budgeted++
 }
 
 // RemoveBudget forgets a budget.
 func (v *View) RemoveBudget(ref api.Ref) {
-	delete(v.budgets, ref)
-	v.terms++
+	if delete(v.budgets[ref.Tenant], ref); len(v.budgets[ref.Tenant]) == 0 {
+		delete(v.budgets, ref.Tenant)
+	}
+	v.budgeted++
 }
+
+// Budgets counts the tenants that have budgets.
+func (v *View) Budgets() int { return len(v.budgets) }
 
 // Spare is how many items like this one may be taken away now, and by which budget;
 // bounded is false when none protects it.
 func (v *View) Spare(it *Item) (n int, by api.Ref, bounded bool) {
-	for ref, b := range v.budgets {
-		if ref.Tenant != it.Ref.Tenant || !Matches(it.Labels, b.spec.Labels) {
+	tenant := it.Ref.Tenant
+	for ref, b := range v.budgets[tenant] {
+		if !Matches(it.Labels, b.spec.Labels) {
 			continue
 		}
-		g := v.Matching(ref.Tenant, b.spec.Labels)
-		want := g.total
-		for _, w := range v.waiting {
-			if w.Ref.Tenant == ref.Tenant && Matches(w.Labels, b.spec.Labels) {
+		g := v.Matching(tenant, b.spec.Labels)
+		want, have := g.total, g.total
+		for _, s := range v.leaving(tenant) {
+			if Matches(s.item.Labels, b.spec.Labels) {
+				have--
+			}
+		}
+		for _, w := range v.waiting[tenant] {
+			if Matches(w.Labels, b.spec.Labels) {
 				want++
 			}
 		}
-		if a := b.spec.Allows(g.total, want); !bounded || a < n || a == n && ref.Name < by.Name {
+		if a := b.spec.Allows(have, want); !bounded || a < n || a == n && ref.Name < by.Name {
 			n, by, bounded = a, ref, true
 		}
 	}

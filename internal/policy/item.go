@@ -99,6 +99,7 @@ func ItemAt(in *api.Instance, priority int64) *Item {
 func (it *Item) Idle() *Item {
 	c := *it
 	c.Request, c.Hugepages = Vector{}, 0
+	c.Request[GPU], c.Request[GPUMemory] = it.Request[GPU], it.Request[GPUMemory] // its devices are its own until it goes
 	c.key = "idle " + it.key
 	return &c
 }

@@ -94,6 +94,20 @@ func takes(o *api.Node) bool { return o != nil && o.Ready() && !o.Spec.Cordoned 
 // Free is what of a dimension is not promised yet.
 func (n *Node) Free(i int) int64 { return n.Allocatable[i] - n.Used[i] }
 
+// Room is what could still be promised of a dimension to all classes together: CPU
+// times the overcommit of the node's operator; without bound where the node does not
+// publish the dimension.
+func (n *Node) Room(i int) int64 {
+	o := n.Object.Spec.Overcommit
+	switch {
+	case i == CPU:
+		return n.Allocatable[i]*int64(max(o.Burstable, o.Guaranteed, 100))/100 - n.Used[i]
+	case n.Allocatable[i] == 0 && i != Memory && i != GPU:
+		return 1<<63 - 1
+	}
+	return n.Free(i)
+}
+
 // load reads what the object says; what is placed stays.
 func (n *Node) load(o *api.Node) {
 	n.Object, n.Allocatable = o, VectorOf(o.Status.Allocatable)

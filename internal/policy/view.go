@@ -27,25 +27,29 @@ type View struct {
 	byTenant map[string][]*Group
 	matching map[string][]*Group // the groups that count an item, by its key
 	avoiders map[string][]*Avoider
-	budgets  map[api.Ref]*budget
-	waiting  map[string]*Item   // by UID
-	ranks    map[int64]int      // how many placed items have a priority
-	used     map[string]*Vector // by tenant, with those nested in it
+	budgets  map[string]map[api.Ref]*budget // by tenant
+	budgeted uint64                         // grows when a budget changes
+	waiting  map[string]map[string]*Item    // by tenant and UID
+	asked    map[string]uint64              // by tenant: grows when policies must be asked anew for its items
+	ranks    map[int64]int                  // how many placed items have a priority
+	used     map[string]*Vector             // by tenant, with those nested in it
 	capacity Vector
-	promised map[string]Vector // guarantees of tenants
-	kept     map[any]any       // by policies
+	promised map[string]Vector          // guarantees of tenants
+	goes     map[string]map[string]bool // by tenant: UIDs of what was told to go
+	kept     map[any]any                // by policies
 }
 
 type spot struct {
-	item  *Item
-	node  *Node
-	alloc Alloc
+	leaves bool // was told to go
+	item   *Item
+	node   *Node
+	alloc  Alloc
 }
 
 // NewView is empty.
 func NewView() *View {
 	return &View{structure: 1, byName: map[string]*Node{}, spots: map[string]*spot{}, groups: map[string]*Group{}, byTenant: map[string][]*Group{},
-		matching: map[string][]*Group{}, avoiders: map[string][]*Avoider{}, budgets: map[api.Ref]*budget{}, waiting: map[string]*Item{}, ranks: map[int64]int{}, used: map[string]*Vector{}, promised: map[string]Vector{}}
+		matching: map[string][]*Group{}, avoiders: map[string][]*Avoider{}, budgets: map[string]map[api.Ref]*budget{}, waiting: map[string]map[string]*Item{}, asked: map[string]uint64{}, goes: map[string]map[string]bool{}, ranks: map[int64]int{}, used: map[string]*Vector{}, promised: map[string]Vector{}}
 }
 
 // Node finds a host by name; nil when there is none.
@@ -87,14 +91,15 @@ func (n *Node) retake(it *Item, a *Alloc) {
 	}
 }
 
-// RemoveNode forgets a host and what was placed there.
+// RemoveNode forgets a host. While something is placed there it stays, with nothing to offer.
 func (v *View) RemoveNode(name string) {
 	n := v.byName[name]
 	if n == nil {
 		return
 	}
-	for len(n.Items) > 0 {
-		v.Unplace(n.Items[len(n.Items)-1].UID)
+	if len(n.Items) > 0 { // what runs there is not forgotten
+		v.SetNode(&api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: name}}})
+		return
 	}
 	v.capacity.Sub(&n.Allocatable)
 	delete(v.byName, name)
@@ -182,6 +187,9 @@ func (v *View) Unplace(uid string) {
 		return
 	}
 	delete(v.spots, uid)
+	if v.quiet == 0 {
+		delete(v.goes[s.item.Ref.Tenant], uid)
+	}
 	for i, x := range s.node.Items {
 		if x == s.item {
 			s.node.Items = append(s.node.Items[:i], s.node.Items[i+1:]...)
@@ -360,8 +368,11 @@ func (v *View) Try(n *Node, fn func()) {
 	v.quiet--
 }
 
-// Version changes when policies must be asked anew for everything.
-func (v *View) Version() uint64 { return v.structure + v.terms }
+// Version changes when policies must be asked anew for the items of a tenant.
+func (v *View) Version(tenant string) uint64 { return v.structure + v.terms + v.asked[tenant] }
+
+// Budgeted changes when a disruption budget does.
+func (v *View) Budgeted() uint64 { return v.budgeted }
 
 // Changes lists the nodes that changed since a position, and the position now; ok
 // is false when that is too long ago to be known. A node may be listed twice.
@@ -373,11 +384,32 @@ func (v *View) Changes(since uint64) (nodes []int32, now uint64, ok bool) {
 	return v.changed[since-v.changedAt:], now, true
 }
 
-// Wait notes an instance that should run but has no node; it counts for budgets.
-func (v *View) Wait(it *Item) { v.waiting[it.UID] = it }
+// Leaves notes that a placed instance was told to go: it is none that can be spared.
+func (v *View) Leaves(uid string) {
+	if s := v.spots[uid]; s != nil && !s.leaves {
+		s.leaves = true
+		if v.goes[s.item.Ref.Tenant] == nil {
+			v.goes[s.item.Ref.Tenant] = map[string]bool{}
+		}
+		v.goes[s.item.Ref.Tenant][uid] = true
+		v.budgeted++
+	}
+}
 
-// Unwait forgets that it waits.
-func (v *View) Unwait(uid string) { delete(v.waiting, uid) }
+// Wait notes an instance that should run but has no node; it counts for budgets.
+func (v *View) Wait(it *Item) {
+	if v.waiting[it.Ref.Tenant] == nil {
+		v.waiting[it.Ref.Tenant] = map[string]*Item{}
+	}
+	v.waiting[it.Ref.Tenant][it.UID] = it
+}
+
+// Unwait forgets that an instance of a tenant waits.
+func (v *View) Unwait(tenant, uid string) {
+	if delete(v.waiting[tenant], uid); len(v.waiting[tenant]) == 0 {
+		delete(v.waiting, tenant)
+	}
+}
 
 // tell notes that a node changed.
 func (v *View) tell(n *Node) {

@@ -11,8 +11,10 @@ import (
 // eviction is what making room on every node would cost, for one kind of item. It
 // shares its life with the ranking.
 type eviction struct {
-	tree tree
-	at   uint64
+	tree    tree
+	at      uint64
+	built   uint64 // where the view's changes were then
+	budgets uint64 // as they were
 }
 
 // preempt is the second half of DecideOrPreempt.
@@ -22,6 +24,11 @@ func (p *Planner) preempt(r *ranking, it *policy.Item) Placement {
 		return pl
 	}
 	r.followEvictions(it)
+	if e := r.evict; e.tree.val[1] == none && e.built != r.at && (r.level != policy.Host || p.View.Budgets() > 0) {
+		// What stood in the way was not only the node's: look at all again.
+		r.evict = nil
+		r.followEvictions(it)
+	}
 	t, by := &r.evict.tree, p.toss(it)
 	for len(t.nodes) > 0 && t.val[1] != none {
 		leaf := t.top(by)
@@ -54,8 +61,11 @@ func (p *Planner) preempt(r *ranking, it *policy.Item) Placement {
 }
 
 func (r *ranking) followEvictions(it *policy.Item) {
+	if r.evict != nil && r.evict.budgets != r.view.Budgeted() {
+		r.evict = nil
+	}
 	if r.evict == nil {
-		e := &eviction{}
+		e := &eviction{budgets: r.view.Budgeted()}
 		for id := range r.view.Nodes {
 			e.tree.nodes = append(e.tree.nodes, int32(id))
 		}
@@ -65,7 +75,7 @@ func (r *ranking) followEvictions(it *policy.Item) {
 			e.tree.val[e.tree.base+id] = r.evictionWorth(id, it)
 		}
 		e.tree.fill()
-		e.at = r.at
+		e.at, e.built = r.at, r.at
 		return
 	}
 	nodes, now, ok := r.view.Changes(r.evict.at)

@@ -49,7 +49,7 @@ var none = math.Inf(-1)
 // follow brings the ranking up to date.
 func (r *ranking) follow(v *policy.View, chain policy.Chain, it *policy.Item) {
 	nodes, now, ok := v.Changes(r.at)
-	if !ok || r.view != v || r.version != v.Version() || r.epochs() != r.epoch {
+	if !ok || r.view != v || r.version != v.Version(it.Ref.Tenant) || r.epochs() != r.epoch {
 		r.build(v, chain, it)
 		_, r.at, _ = v.Changes(0)
 		return
@@ -61,7 +61,7 @@ func (r *ranking) follow(v *policy.View, chain policy.Chain, it *policy.Item) {
 }
 
 func (r *ranking) build(v *policy.View, chain policy.Chain, it *policy.Item) {
-	*r = ranking{view: v, used: r.used, index: map[string]int32{}, version: v.Version()}
+	*r = ranking{view: v, used: r.used, index: map[string]int32{}, version: v.Version(it.Ref.Tenant)}
 	for _, f := range chain.Filters {
 		if c := f.Check(v, it); c != nil {
 			r.checks = append(r.checks, check{f.Name(), c})

@@ -27,6 +27,11 @@ func (s *Server) planRoute() *Route {
 
 // plan answers a question about the pool as it is.
 func (c *call) plan() error {
+	release, ok := c.hold("plan", c.id, 1)
+	if !ok {
+		return errs.New(errs.Unavailable, "%s has a plan in the making already", c.id).WithHint("wait for its answer")
+	}
+	defer release()
 	b, err := c.body()
 	if err != nil {
 		return err

@@ -63,6 +63,8 @@ func (c *call) grantCreate(o api.Object) error {
 			return err
 		}
 		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
+	case *api.DisruptionBudget:
+		return c.roomForBudget(o)
 	case *api.Image:
 		return c.mayShare(o.Spec.Shared)
 	case *api.User:
@@ -83,6 +85,23 @@ func (c *call) mayShare(shared bool) error {
 	}
 	if err := c.Auth.Authorize(c.id, api.VerbCreate, api.KindImage, ""); err != nil {
 		return errs.New(errs.Denied, "share an image with every tenant: %w", err).WithHint("only who may create images in the whole pool can share them")
+	}
+	return nil
+}
+
+// maxBudgets bounds the budgets of a tenant: whoever makes room looks at all of them.
+const maxBudgets = 100
+
+func (c *call) roomForBudget(b *api.DisruptionBudget) error {
+	if _, err := c.Store.Get(c.r.Context(), api.Ref{Kind: api.KindTenant, Name: b.Tenant}); err != nil {
+		return err
+	}
+	list, _, err := c.Store.List(c.r.Context(), api.Selector{Kind: api.KindDisruptionBudget, Tenant: b.Tenant, Limit: maxBudgets})
+	if err != nil {
+		return err
+	}
+	if len(list) >= maxBudgets {
+		return errs.New(errs.Quota, "tenant %s has %d disruption budgets, the most there may be", b.Tenant, maxBudgets).WithHint("one budget may name many instances by their labels; remove those that are not needed")
 	}
 	return nil
 }
@@ -237,14 +256,14 @@ func (c *call) grantUpdate(old, n api.Object) error {
 	}
 	switch n := n.(type) {
 	case *api.Instance:
-		if n.Spec.Priority != old.(*api.Instance).Spec.Priority {
-			if err := c.mayRank(n); err != nil {
+		if was := old.(*api.Instance).Spec; !(n.Spec.Stopped && !was.Stopped) && !reflect.DeepEqual(was, n.Spec) {
+			if err := c.mayRank(n); err != nil { // whoever makes it another one makes others go for theirs
 				return err
 			}
 		}
 		// Who changes the program of an instance uses its dangerous rights; who stops
 		// it, starts it or gives it more memory does not.
-		if sameUse(&old.(*api.Instance).Spec, &n.Spec) {
+		if api.SameUse(&old.(*api.Instance).Spec, &n.Spec) {
 			return nil
 		}
 		return c.Auth.Grants(c.id, n.Tenant, n.Spec.Grants())
@@ -262,27 +281,6 @@ func (c *call) grantUpdate(old, n api.Object) error {
 		return c.mayHold(n)
 	}
 	return c.grantCreate(n)
-}
-
-func sameUse(a, b *api.InstanceSpec) bool {
-	x, y := *a, *b
-	for _, s := range []*api.InstanceSpec{&x, &y} {
-		s.Stopped, s.Restarts, s.AutoRm, s.Restart, s.Priority, s.CPUs = false, 0, false, "", "", ""
-		s.Requests, s.Limits, s.Placement, s.Health, s.Logs, s.StopTimeout = nil, nil, nil, nil, nil, nil
-	}
-	return reflect.DeepEqual(x, y) && healthIsPassive(a, b)
-}
-
-// healthIsPassive: a check that runs a program uses the instance's rights.
-func healthIsPassive(a, b *api.InstanceSpec) bool {
-	var x, y []string
-	if a.Health != nil {
-		x = a.Health.Exec
-	}
-	if b.Health != nil {
-		y = b.Health.Exec
-	}
-	return reflect.DeepEqual(x, y)
 }
 
 // part is the Spec or Status of an object.

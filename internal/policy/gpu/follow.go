@@ -37,7 +37,7 @@ func (f *follower) epoch() uint64 {
 func (f *follower) sync() {
 	f.view.Arrange()
 	nodes, now, ok := f.view.Changes(f.at)
-	if ok && f.market != nil && f.version == f.view.Version() {
+	if ok && f.market != nil && f.version == f.view.Version("") {
 		for _, id := range nodes {
 			f.set(f.view.Nodes[id])
 		}
@@ -47,7 +47,7 @@ func (f *follower) sync() {
 	if f.market != nil {
 		f.base += f.market.Epoch()
 	}
-	f.version, f.at = f.view.Version(), now
+	f.version, f.at = f.view.Version(""), now
 	f.market, f.class = NewMarket(f.conf), map[int]int16{}
 	for _, n := range f.view.Nodes {
 		f.set(n)

@@ -125,9 +125,9 @@ func TestDevicesThatAppearAreSeen(t *testing.T) {
 	v := policy.NewView()
 	v.SetNode(node("n"))
 	v.Arrange()
-	before := v.Version()
+	before := v.Version("")
 	v.SetNode(node("n", devices(2, "T4")...))
-	if v.Version() == before {
+	if v.Version("") == before {
 		t.Error("policies are not asked anew when a node's devices appear")
 	}
 }

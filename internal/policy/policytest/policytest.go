@@ -67,7 +67,7 @@ func Keeps(t *testing.T, p any) {
 			var c *policy.Check
 			var g *policy.Grade
 			before := said{map[int]string{}, map[int]float64{}}
-			version := v.Version()
+			version := v.Version(it.Ref.Tenant)
 			if filters {
 				c = f.Check(v, it)
 			}
@@ -88,7 +88,7 @@ func Keeps(t *testing.T, p any) {
 				change(t, v)
 			}
 			changed, _, ok := v.Changes(at)
-			if !ok || v.Version() != version || epochs(c, g) != epoch {
+			if !ok || v.Version(it.Ref.Tenant) != version || epochs(c, g) != epoch {
 				v.Arrange()
 				continue
 			}

@@ -27,10 +27,11 @@ func (Free) Check(_ *policy.View, it *policy.Item) *policy.Check {
 				continue
 			}
 			for _, x := range n.Items {
-				if slices.Contains(x.Publish, p) {
-					return "host port " + p + " is taken by " + x.Ref.Tenant + "/" + x.Ref.Name
+				if slices.Contains(x.Publish, p) && x.Ref.Tenant == it.Ref.Tenant {
+					return "host port " + p + " is taken by " + x.Ref.Name
 				}
 			}
+			return "host port " + p + " is taken" // by whom is not this tenant's to know
 		}
 		return ""
 	}}

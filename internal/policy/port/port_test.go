@@ -20,7 +20,7 @@ func TestATakenPortIsRefusedByName(t *testing.T) {
 		it   *policy.Item
 		want string
 	}{
-		{item("b", "tcp", 8080), "host port tcp/8080 is taken by t/web"},
+		{item("b", "tcp", 8080), "host port tcp/8080 is taken by web"},
 		{item("b", "udp", 8080), ""},
 		{item("b", "tcp", 8081), ""},
 		{item("b", "tcp", 0), ""},

@@ -55,19 +55,11 @@ func (f *Fit) Check(_ *policy.View, it *policy.Item) *policy.Check {
 
 // free is what an item could still be given of a dimension.
 func free(n *policy.Node, it *policy.Item, i int) int64 {
-	have := n.Allocatable[i]
-	switch {
-	case i == policy.CPU:
-		o := n.Object.Spec.Overcommit
-		have = have*int64(max(o.Burstable, o.Guaranteed, 100))/100 - n.Used[i]
-		if it.Class == api.ClassGuaranteed {
-			have = min(have, n.Allocatable[i]*int64(max(o.Guaranteed, 100))/100-n.Guaranteed[i])
-		}
-		return have
-	case have == 0 && i != policy.Memory && i != policy.GPU:
-		return 1<<63 - 1 // not published
+	room := n.Room(i)
+	if i == policy.CPU && it.Class == api.ClassGuaranteed {
+		room = min(room, n.Allocatable[i]*int64(max(n.Object.Spec.Overcommit.Guaranteed, 100))/100-n.Guaranteed[i])
 	}
-	return have - n.Used[i]
+	return room
 }
 
 func (f *Fit) reason(lack int) string {

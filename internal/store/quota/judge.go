@@ -135,6 +135,11 @@ func (p *plan) starts(ctx context.Context) error {
 func (p *plan) limits(ctx context.Context, path string) error {
 	a := p.accounts[path]
 	used := a.spec.Requested
+	for r, v := range a.delta {
+		if v > 0 && used[r] > largest-v {
+			return errs.New(errs.Quota, "tenant %s: %s: the sum is more than can be counted", path, r)
+		}
+	}
 	a.spec.Requested, a.spec.Waiting = plus(used, a.delta), plus(a.spec.Waiting, a.waits)
 	if path == "" || a.delta.zero() {
 		return nil
