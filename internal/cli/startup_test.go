@@ -12,7 +12,7 @@ import (
 // TestStartsFast builds the program and times it: 15 ms is what the product promises.
 func TestStartsFast(t *testing.T) {
 	if testing.Short() || raceEnabled {
-		t.Skip("timing means nothing here")
+		t.Skip("the race detector and -short make the time meaningless")
 	}
 	bin := filepath.Join(t.TempDir(), "atoll")
 	build := exec.Command("go", "build", "-o", bin, "atoll/cmd/atoll")

@@ -27,7 +27,7 @@ import (
 // still has all cgroup v1 controllers.
 const suite = "bookworm"
 
-// mirrorVar names another mirror than deb.debian.org.
+// mirrorVar names another mirror than the distribution's own.
 const mirrorVar = "ATOLL_TEST_MIRROR"
 
 // extra is what the guests have beside what the product asks for: a service manager,
