@@ -48,6 +48,7 @@ type InstanceSpec struct {
 	Restarts  int64      `json:"restartRequests,omitempty" doc:"grows by one with every 'atoll restart'"`
 	AutoRm    bool       `json:"autoRemove,omitempty" doc:"remove it when it has ended"`
 	Placement *Placement `json:"placement,omitempty" doc:"where it may and should run"`
+	Exclusive bool       `json:"exclusive,omitempty" doc:"never runs twice, not even when its host is cut off: it is stopped there before it is started elsewhere; implied by a fixed address and by a named volume"`
 	Priority  string     `json:"priorityClass,omitempty" doc:"rank; default: the pool's default class" example:"batch"`
 	Networks  []Attach   `json:"networks,omitempty" doc:"networks it is on; none: no network, host: the host's own (needs a right)" example:"[{name: main}]"`
 	Ports     []Port     `json:"ports,omitempty" doc:"ports it listens on, and where they are published"`
@@ -155,17 +156,20 @@ const (
 	StateFailed   State = "failed"  // ended with an error, or could not start
 	StateBackoff  State = "backoff" // will be started again at NextStart
 	StateRemoving State = "removing"
+	StateUnknown  State = "unknown" // its host is lost; what it does there, if anything, is not known
 )
 
 // Reasons that more than one component acts on.
 const (
 	ReasonEvicted     = "Evicted"     // stopped to be placed anew; the assignment said why
 	ReasonGangTimeout = "GangTimeout" // its gang was not placed in time
+	ReasonHostLost    = "HostLost"    // its host is not heard of
+	ReasonFenced      = "Fenced"      // stopped by its own host, which had lost its lease
 )
 
 // InstanceStatus is what the agent sees.
 type InstanceStatus struct {
-	State       State       `json:"state,omitempty" doc:"where it is in its life" enum:"pending|creating|running|stopping|stopped|failed|backoff|removing"`
+	State       State       `json:"state,omitempty" doc:"where it is in its life" enum:"pending|creating|running|stopping|stopped|failed|backoff|removing|unknown"`
 	Reason      string      `json:"reason,omitempty" doc:"one word, for programs" example:"OOMKilled"`
 	Message     string      `json:"message,omitempty" doc:"a sentence, for people"`
 	Node        string      `json:"node,omitempty" doc:"where it is"`
@@ -252,6 +256,30 @@ func (i *Instance) StateOf() State {
 		return StatePending
 	}
 	return i.Status.State
+}
+
+// RunsOnce reports whether two running copies of it must never exist, not even for a moment.
+func (s *InstanceSpec) RunsOnce() bool {
+	if s.Exclusive || s.Local() {
+		return true
+	}
+	for _, n := range s.Networks {
+		if n.Address != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// Local reports whether it keeps data on its host: a named volume is there and
+// nowhere else, so it is not started elsewhere when the host is lost.
+func (s *InstanceSpec) Local() bool {
+	for _, v := range s.Volumes {
+		if v.Name != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // Waits reports whether the instance may be created though the pool has no room for it.

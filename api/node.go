@@ -29,10 +29,33 @@ type NodeSpec struct {
 	Rack     string    `json:"rack,omitempty" doc:"failure domain inside the zone" example:"r12"`
 	Region   string    `json:"region,omitempty" doc:"where the zone is" example:"north"`
 
+	// DisconnectAllowed makes an edge host: it runs on alone, also across restarts, and syncs later.
+	DisconnectAllowed *Duration    `json:"disconnectAllowed,omitempty" doc:"it may be out of reach so long; it runs on alone, and nothing of it is started elsewhere before" example:"24h"`
+	Maintenance       *Maintenance `json:"maintenance,omitempty" doc:"it is being emptied, or was; set by atoll drain and atoll evacuate"`
+	BMC               *BMC         `json:"bmc,omitempty" doc:"how to switch it off for certain when it is lost"`
+
 	Overcommit Overcommit `json:"overcommit,omitzero" doc:"how much more CPU is promised than there is"`
 	Price      string     `json:"price,omitempty" doc:"what the host costs per hour" example:"0.42"`
 	IdleWatts  int        `json:"idleWatts,omitempty" doc:"power it draws with nothing to do" example:"90"`
 	MaxWatts   int        `json:"maxWatts,omitempty" doc:"power it draws at full load" example:"250"`
+}
+
+// Maintenance is the wish to have a host emptied. It stays until atoll restore takes it back.
+type Maintenance struct {
+	Mode  string    `json:"mode" doc:"drain: within disruption budgets; evacuate: as fast as can be, budgets are passed over" enum:"drain|evacuate"`
+	Leave bool      `json:"leave,omitempty" doc:"what cannot move stays and runs on; otherwise it is stopped"`
+	Since time.Time `json:"since,omitzero" doc:"when it was asked for; set by the server"`
+	Why   string    `json:"why,omitempty" doc:"for people" example:"new memory"`
+}
+
+// BMC is the management controller of a host. Credentials are a file on the servers:
+// /etc/atoll/bmc/<credentials>, with the lines "user=…" and "password=…".
+type BMC struct {
+	Protocol    string `json:"protocol" doc:"how it is spoken to" enum:"redfish|ipmi"`
+	Address     string `json:"address" doc:"where it is" example:"https://10.0.9.2"`
+	Credentials string `json:"credentials" doc:"name of the file with user and password on the servers, in /etc/atoll/bmc" example:"isle2"`
+	System      string `json:"system,omitempty" doc:"Redfish: the system, when the controller has several" example:"1"`
+	Insecure    bool   `json:"insecure,omitempty" doc:"do not check its certificate"`
 }
 
 // Overcommit is how much CPU a host promises for what it has, in percent, by class.
@@ -117,6 +140,7 @@ func (n *Node) Validate() []errs.Field {
 		f = append(f, oneOf(path+".effect", t.Effect, []string{"NoSchedule", "NoExecute"})...)
 	}
 	f = append(f, n.Spec.Overcommit.validate()...)
+	f = append(f, n.Spec.validateHost()...)
 	if p := n.Spec.Price; p != "" {
 		if v, err := strconv.ParseFloat(p, 64); err != nil || v < 0 || v > 1e9 {
 			f = append(f, errs.Field{Field: "spec.price", Value: clip(p), Rule: "must be a number of 0 or more", Example: "0.42"})
@@ -128,6 +152,29 @@ func (n *Node) Validate() []errs.Field {
 	for field, v := range map[string]string{"spec.zone": n.Spec.Zone, "spec.rack": n.Spec.Rack, "spec.region": n.Spec.Region} {
 		if v != "" && !ValidName(v) {
 			f = append(f, errs.Field{Field: field, Value: clip(v), Rule: nameRule, Example: "room-a"})
+		}
+	}
+	return f
+}
+
+func (s *NodeSpec) validateHost() []errs.Field {
+	var f []errs.Field
+	if d := s.DisconnectAllowed; d != nil && (d.D() < 0 || d.D() > 30*24*time.Hour) {
+		f = append(f, errs.Field{Field: "spec.disconnectAllowed", Value: d.D().String(), Rule: "must be 0 to 720h", Example: "24h"})
+	}
+	if m := s.Maintenance; m != nil {
+		f = append(f, oneOf("spec.maintenance.mode", m.Mode, []string{"drain", "evacuate"})...)
+		if len(m.Why) > 500 {
+			f = append(f, errs.Field{Field: "spec.maintenance.why", Value: clip(m.Why), Rule: "must be at most 500 characters", Example: "new memory"})
+		}
+	}
+	if b := s.BMC; b != nil {
+		f = append(f, oneOf("spec.bmc.protocol", b.Protocol, []string{"redfish", "ipmi"})...)
+		if b.Address == "" || len(b.Address) > 255 {
+			f = append(f, errs.Field{Field: "spec.bmc.address", Value: clip(b.Address), Rule: "must be its address", Example: "https://10.0.9.2"})
+		}
+		if !ValidName(b.Credentials) {
+			f = append(f, errs.Field{Field: "spec.bmc.credentials", Value: clip(b.Credentials), Rule: "must be the name of a file in /etc/atoll/bmc on the servers: " + nameRule, Example: "isle2"})
 		}
 	}
 	return f

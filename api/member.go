@@ -1,0 +1,68 @@
+package api
+
+import (
+	"time"
+
+	"atoll/internal/errs"
+)
+
+// KindMember is a host that keeps the pool's state.
+const KindMember Kind = "Member"
+
+// Member is a host's part in the control plane: it keeps a copy of the pool's state
+// and, unless it is a witness, answers the API. It has the node's name. Only the
+// control plane writes it; with an external etcd members only answer the API.
+type Member struct {
+	Head
+	Spec MemberSpec `json:"spec"`
+}
+
+// MemberState is where a member is in its life.
+type MemberState string
+
+// wanted -> learner -> voter -> leaving, which ends with its removal.
+const (
+	MemberWanted  MemberState = "wanted"  // chosen; its host has not taken part yet
+	MemberLearner MemberState = "learner" // gets the state, has no vote yet
+	MemberVoter   MemberState = "voter"
+	MemberLeaving MemberState = "leaving" // is being taken out
+)
+
+// MemberSpec is what is known of a member.
+type MemberSpec struct {
+	State   MemberState `json:"state" doc:"where it is in its life" enum:"wanted|learner|voter|leaving"`
+	Witness bool        `json:"witness,omitempty" doc:"keeps the state and votes, but answers no API and runs no instances"`
+	ID      string      `json:"id,omitempty" doc:"etcd's number of it, in hexadecimal"`
+	Peer    string      `json:"peer,omitempty" doc:"where other members reach it" example:"https://10.0.0.1:7444"`
+	API     string      `json:"api,omitempty" doc:"where it answers the API" example:"https://10.0.0.1:7443"`
+	Zone    string      `json:"zone,omitempty" doc:"failure domain it counts for"`
+	Since   time.Time   `json:"since" doc:"when it came into this state"`
+	Message string      `json:"message,omitempty" doc:"why it is there, or what it waits for"`
+}
+
+// Validate has nothing to check: users cannot write members.
+func (m *Member) Validate() []errs.Field { return nil }
+
+func memberDefinition() *Definition {
+	spec := func(o Object) *MemberSpec { return &o.(*Member).Spec }
+	return &Definition{
+		Kind: KindMember, Plural: "members", ReadOnly: true,
+		Doc: "A host that keeps the pool's state and answers the API.",
+		New: func() Object { return &Member{Head: Head{K: KindMember}} },
+		Columns: []Column{
+			{Name: "NAME", Value: nameColumn},
+			{Name: "STATE", Value: func(o Object, _ time.Time) string {
+				if spec(o).Witness {
+					return string(spec(o).State) + ",witness"
+				}
+				return string(spec(o).State)
+			}},
+			{Name: "API", Value: func(o Object, _ time.Time) string { return dash(spec(o).API) }},
+			{Name: "ZONE", Value: func(o Object, _ time.Time) string { return dash(spec(o).Zone) }},
+			{Name: "PEER", Wide: true, Value: func(o Object, _ time.Time) string { return dash(spec(o).Peer) }},
+			{Name: "MESSAGE", Wide: true, Value: func(o Object, _ time.Time) string { return dash(spec(o).Message) }},
+			{Name: "SINCE", Value: func(o Object, now time.Time) string { return Age(&spec(o).Since, now) }},
+		},
+		Fields: map[string]func(Object) string{},
+	}
+}
