@@ -18,9 +18,11 @@ func (s *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 	if err := store.CheckOps(ops); err != nil {
 		return 0, err
 	}
-	if err := s.usable(ctx); err != nil {
+	cl, leave, err := s.enter(ctx)
+	if err != nil {
 		return 0, err
 	}
+	defer leave()
 	var conds []clientv3.Cmp
 	var writes, reads []clientv3.Op
 	var judged []store.Op
@@ -47,9 +49,12 @@ func (s *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 			writes = append(writes, clientv3.OpDelete(key))
 		}
 	}
+	if s.member == nil && len(writes) > 0 {
+		writes = append(writes, clientv3.OpPut(s.mark, ""))
+	}
 	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	resp, err := s.cl.Txn(call).If(conds...).Then(writes...).Else(reads...).Commit()
+	resp, err := cl.Txn(call).If(conds...).Then(writes...).Else(reads...).Commit()
 	if err != nil {
 		return 0, s.explain(ctx, fmt.Sprintf("commit %s", summary(ops)), err)
 	}

@@ -61,6 +61,9 @@ func codeOf(err error) codes.Code {
 }
 
 func (s *Store) hint() string {
+	if s.grouped.Load() {
+		return "a majority of the pool's servers must answer: start those that are down (atoll get members); if they are gone for good: atolld recover --help"
+	}
 	if s.member != nil {
 		return "it is starting or stopping, or the disk is too slow: see the log of atolld"
 	}

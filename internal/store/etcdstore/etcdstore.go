@@ -24,11 +24,16 @@ import (
 
 // Store is a store.Store on etcd.
 type Store struct {
-	cfg    Config
-	root   string // prefix of all objects
+	cfg  Config // but for the peers, which may change
+	root string // prefix of all objects
+	mark string // external etcd: key that every commit touches, see Sync
+
+	gate   sync.RWMutex // held for reading by every call, for writing while the member is started again
+	peers  Peers
 	cl     *clientv3.Client
 	member *member // nil: external
 
+	grouped atomic.Bool // there are, or may be, other members
 	closed  atomic.Bool
 	closing context.CancelFunc
 	kept    sync.WaitGroup // housekeeping
@@ -41,7 +46,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, root: strings.TrimSuffix(cfg.Prefix, "/") + "/o/"}
+	s := &Store{cfg: cfg, peers: cfg.Peers, root: strings.TrimSuffix(cfg.Prefix, "/") + "/o/", mark: strings.TrimSuffix(cfg.Prefix, "/") + "/mark"}
 	if cfg.DataDir != "" {
 		s.member, s.cl, err = startMember(ctx, cfg)
 	} else {
@@ -50,6 +55,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.grouped.Store(cfg.Peers.Listen != "")
 	keepCtx, cancel := context.WithCancel(context.Background())
 	s.closing = cancel
 	if cfg.HistoryAge > 0 {
@@ -83,6 +89,8 @@ func (s *Store) Close() error {
 		s.closed.Store(true)
 		s.closing()
 		s.kept.Wait()
+		s.gate.Lock()
+		defer s.gate.Unlock()
 		err = s.cl.Close()
 		if s.member != nil {
 			err = nil // the client inside the process has no connection to close
@@ -103,7 +111,8 @@ func (s *Store) usable(ctx context.Context) error {
 
 // alone reports whether every read of this process sees its own writes without
 // asking other members: the only member applies a write before it acknowledges it.
-func (s *Store) alone() bool { return s.member != nil && s.cfg.Peers.Listen == "" }
+// The caller has entered.
+func (s *Store) alone() bool { return s.member != nil && s.peers.Listen == "" }
 
 // readOpts makes reads linearizable, which is etcd's default, unless that is so anyway.
 func (s *Store) readOpts(opts ...clientv3.OpOption) []clientv3.OpOption {
@@ -157,13 +166,15 @@ func (s *Store) decode(key string, value []byte, rev int64) (api.Object, error) 
 
 // Get reads one object.
 func (s *Store) Get(ctx context.Context, ref api.Ref) (api.Object, error) {
-	if err := s.usable(ctx); err != nil {
+	cl, leave, err := s.enter(ctx)
+	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
 	key := s.key(ref)
-	resp, err := s.cl.Get(call, key, s.readOpts()...)
+	resp, err := cl.Get(call, key, s.readOpts()...)
 	if err != nil {
 		return nil, s.explain(ctx, "get "+ref.String(), err)
 	}
@@ -177,9 +188,6 @@ func (s *Store) Get(ctx context.Context, ref api.Ref) (api.Object, error) {
 // the contract's order here: etcd's differs where one tenant's name starts with
 // another's. Lists that must be fast are served by store.Cache.
 func (s *Store) List(ctx context.Context, sel api.Selector) ([]api.Object, int64, error) {
-	if err := s.usable(ctx); err != nil {
-		return nil, 0, err
-	}
 	found, rev, err := s.scan(ctx, sel)
 	for err == nil && rev < sel.MinRev {
 		if err = s.cfg.Clock.Sleep(ctx, minRevPause); err == nil {

@@ -42,7 +42,7 @@ func TestEmbedded(t *testing.T) {
 
 // withPrefix looks at another part of the same etcd.
 func withPrefix(s *Store, prefix string) *Store {
-	return &Store{cfg: s.cfg, root: prefix + "o/", cl: s.cl, member: s.member}
+	return &Store{cfg: s.cfg, peers: s.peers, root: prefix + "o/", mark: prefix + "mark", cl: s.cl, member: s.member}
 }
 
 func embedded(t testing.TB, dir string) *Store {

@@ -38,13 +38,11 @@ func (s *Store) keep(ctx context.Context) {
 }
 
 func (s *Store) keepOnce(ctx context.Context, k *keeper) error {
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
-	resp, err := s.cl.Get(call, s.root, clientv3.WithCountOnly())
+	rev, err := s.revision(ctx)
 	if err != nil {
 		return s.explain(ctx, "read the revision", err)
 	}
-	now := mark{at: s.cfg.Clock.Now(), rev: resp.Header.Revision}
+	now := mark{at: s.cfg.Clock.Now(), rev: rev}
 	var upTo int64
 	k.marks, upTo = horizon(append(k.marks, now), s.cfg.HistoryAge, s.cfg.HistoryRevisions)
 	if upTo > 0 {
@@ -53,6 +51,21 @@ func (s *Store) keepOnce(ctx context.Context, k *keeper) error {
 		}
 	}
 	return s.shrink(ctx, k, now.rev)
+}
+
+func (s *Store) revision(ctx context.Context) (int64, error) {
+	cl, leave, err := s.enter(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	resp, err := cl.Get(call, s.root, clientv3.WithCountOnly())
+	if err != nil {
+		return 0, err
+	}
+	return resp.Header.Revision, nil
 }
 
 // horizon decides what of the history may go: what was old news at the newest mark
@@ -72,9 +85,14 @@ func horizon(marks []mark, age time.Duration, most int64) ([]mark, int64) {
 // Compact forgets the history up to rev; what is there stays. It returns when the
 // space is free in the database file.
 func (s *Store) Compact(ctx context.Context, rev int64) error {
+	cl, leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	call, cancel := context.WithTimeout(ctx, max(s.cfg.Timeout, s.cfg.KeepEvery))
 	defer cancel()
-	_, err := s.cl.Compact(call, rev, clientv3.WithCompactPhysical())
+	_, err = cl.Compact(call, rev, clientv3.WithCompactPhysical())
 	if errors.Is(rpctypes.Error(err), rpctypes.ErrCompacted) {
 		return nil // somebody did already
 	}
@@ -85,25 +103,24 @@ func (s *Store) Compact(ctx context.Context, rev int64) error {
 // it is most of the file, or when the database is full, and lifts the alarm of a
 // full database once there is room again.
 func (s *Store) shrink(ctx context.Context, k *keeper, rev int64) error {
-	if s.member == nil {
+	if s.cfg.DataDir == "" {
 		return nil // the operator's
 	}
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
-	alarms, err := s.cl.AlarmList(call)
+	full, err := s.alarms(ctx)
 	if err != nil {
 		return s.explain(ctx, "read alarms", err)
 	}
-	full := false
-	for _, a := range alarms.Alarms {
-		full = full || a.Alarm == pb.AlarmType_NOSPACE
-	}
-	again := full && k.tried != rev // something was deleted since
+	again := len(full) > 0 && k.tried != rev // something was deleted since
 	if again {
 		if err := s.Compact(ctx, rev); err != nil { // history is what a full database can do without
 			return err
 		}
 	}
+	cl, leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	be := s.member.server.Server.Backend()
 	size, used := be.Size(), be.SizeInUse()
 	// A full database accepts no writes, and so does not even learn which pages are
@@ -114,16 +131,36 @@ func (s *Store) shrink(ctx context.Context, k *keeper, rev int64) error {
 			return s.explain(ctx, "defragment", err)
 		}
 	}
-	if !full || be.Size() > s.cfg.QuotaBytes/10*9 {
+	if len(full) == 0 || be.Size() > s.cfg.QuotaBytes/10*9 {
 		return nil
 	}
-	for _, a := range alarms.Alarms {
-		if a.Alarm != pb.AlarmType_NOSPACE {
-			continue
-		}
-		if _, err := s.cl.AlarmDisarm(call, &clientv3.AlarmMember{MemberID: a.MemberID, Alarm: a.Alarm}); err != nil {
+	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	for _, id := range full {
+		if _, err := cl.AlarmDisarm(call, &clientv3.AlarmMember{MemberID: id, Alarm: pb.AlarmType_NOSPACE}); err != nil {
 			return s.explain(ctx, "lift the alarm", err)
 		}
 	}
 	return nil
+}
+
+// alarms lists the members whose database is full.
+func (s *Store) alarms(ctx context.Context) (full []uint64, err error) {
+	cl, leave, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	resp, err := cl.AlarmList(call)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range resp.Alarms {
+		if a.Alarm == pb.AlarmType_NOSPACE {
+			full = append(full, a.MemberID)
+		}
+	}
+	return full, nil
 }

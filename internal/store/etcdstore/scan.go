@@ -38,9 +38,7 @@ func (s *Store) scan(ctx context.Context, sel api.Selector) ([]found, int64, err
 		if rev > 0 {
 			opts = append(opts, clientv3.WithRev(rev))
 		}
-		call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-		resp, err := s.cl.Get(call, key, s.readOpts(opts...)...)
-		cancel()
+		resp, err := s.page(ctx, key, opts)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -57,4 +55,15 @@ func (s *Store) scan(ctx context.Context, sel api.Selector) ([]found, int64, err
 		}
 		key = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
 	}
+}
+
+func (s *Store) page(ctx context.Context, key string, opts []clientv3.OpOption) (*clientv3.GetResponse, error) {
+	cl, leave, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	return cl.Get(call, key, s.readOpts(opts...)...)
 }

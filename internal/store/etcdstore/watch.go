@@ -13,12 +13,15 @@ import (
 
 // Watch follows the changes after rev.
 func (s *Store) Watch(ctx context.Context, sel api.Selector, rev int64, fn func(store.Event) error) error {
-	if err := s.usable(ctx); err != nil {
+	cl, leave, err := s.enter(ctx)
+	if err != nil {
 		return err
 	}
+	alone := s.alone()
+	leave()                                  // it ends with its client
 	inner, cancel := context.WithCancel(ctx) // ends etcd's side when fn fails
 	defer cancel()
-	if s.member == nil {
+	if !alone {
 		inner = clientv3.WithRequireLeader(inner) // a member cut off from the others must not keep us waiting
 	}
 	key, end := s.span(sel)
@@ -26,7 +29,7 @@ func (s *Store) Watch(ctx context.Context, sel api.Selector, rev int64, fn func(
 	if end != "" {
 		opts = append(opts, clientv3.WithRange(end))
 	}
-	for resp := range s.cl.Watch(inner, key, opts...) {
+	for resp := range cl.Watch(inner, key, opts...) {
 		if err := resp.Err(); err != nil {
 			if resp.CompactRevision != 0 {
 				return errs.New(errs.Compacted, "the history after revision %d is gone; it starts after %d", rev, resp.CompactRevision).

@@ -1,0 +1,287 @@
+package etcdstore
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"atoll/api"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+// certs makes an authority and one certificate that every member shows.
+func certs(t *testing.T) (cert, key, ca string) {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(name, typ string, der []byte) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, pem.EncodeToMemory(&pem.Block{Type: typ, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	must := func(b []byte, err error) []byte {
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	c := write("m.crt", "CERTIFICATE", must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, &k.PublicKey, k)))
+	return c, write("m.key", "EC PRIVATE KEY", must(x509.MarshalECPrivateKey(k))), c
+}
+
+// group is a cluster of members in this process.
+type group struct {
+	t             *testing.T
+	cert, key, ca string
+	stores        []*Store
+	urls          []string
+}
+
+func newGroup(t *testing.T) *group {
+	g := &group{t: t}
+	g.cert, g.key, g.ca = certs(t)
+	return g
+}
+
+func (g *group) peers(url string) Peers {
+	return Peers{Listen: url, Advertise: url, CertFile: g.cert, KeyFile: g.key, CAFile: g.ca}
+}
+
+func (g *group) open(cfg Config) *Store {
+	g.t.Helper()
+	ctx, cancel := context.WithTimeout(g.t.Context(), 30*time.Second)
+	defer cancel()
+	cfg.Log = slog.New(slog.NewTextHandler(logTo{g.t}, nil))
+	s, err := Open(ctx, cfg)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() { _ = s.Close() })
+	g.stores = append(g.stores, s)
+	return s
+}
+
+// join adds a member the way a host does: as a learner that is promoted when it has caught up.
+func (g *group) join(name string) *Store {
+	g.t.Helper()
+	url := "https://" + freePort(g.t)
+	first := g.stores[0]
+	p, err := first.AddLearner(g.t.Context(), url)
+	for errors.Is(err, errs.Unavailable) { // etcd wants members to have been up for a moment
+		time.Sleep(100 * time.Millisecond)
+		p, err = first.AddLearner(g.t.Context(), url)
+	}
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	if again, err := first.AddLearner(g.t.Context(), url); err != nil || again.ID != p.ID {
+		g.t.Fatalf("asked again: %v %v", again, err)
+	}
+	peers, err := first.Peers(g.t.Context())
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	conf := g.peers(url)
+	conf.Join, conf.Cluster = true, map[string]string{}
+	for _, x := range peers {
+		n := x.Name
+		if x.ID == p.ID {
+			n = name
+		}
+		conf.Cluster[n] = x.URL
+	}
+	s := g.open(Config{DataDir: g.t.TempDir(), Name: name, Peers: conf})
+	for {
+		err := first.Promote(g.t.Context(), p.ID)
+		if err == nil {
+			return s
+		}
+		if !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.Unavailable) {
+			g.t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// One member becomes three while it is written to: no call fails, nothing is lost, and
+// what is acknowledged by one is read by every other.
+func TestGrowUnderWrites(t *testing.T) {
+	g := newGroup(t)
+	first := g.open(Config{DataDir: t.TempDir(), Name: "m1"})
+	var done atomic.Bool
+	var wg sync.WaitGroup
+	var acked atomic.Int64
+	for w := range 4 {
+		wg.Go(func() {
+			for i := 0; !done.Load(); i++ {
+				rev, err := first.Commit(t.Context(), store.Create(thing(fmt.Sprintf("w%d-%d", w, i))))
+				if err != nil {
+					t.Errorf("commit while growing: %v", err)
+					return
+				}
+				acked.Add(1)
+				_ = rev
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	began := time.Now()
+	if err := first.Regroup(t.Context(), g.peers("https://"+freePort(t))); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("regrouped in %s", time.Since(began))
+	m2 := g.join("m2")
+	m3 := g.join("m3")
+	t.Logf("three voters after %s", time.Since(began))
+	done.Store(true)
+	wg.Wait()
+	for _, s := range []*Store{first, m2, m3} {
+		objs, _, err := s.List(t.Context(), api.Selector{Kind: api.KindAssignment})
+		if err != nil || int64(len(objs)) != acked.Load() {
+			t.Errorf("%d objects of %d: %v", len(objs), acked.Load(), err)
+		}
+		rev, err := s.Sync(t.Context())
+		if err != nil || rev < acked.Load() {
+			t.Errorf("sync: %d %v", rev, err)
+		}
+	}
+	peers, err := m3.Peers(t.Context())
+	if err != nil || len(peers) != 3 || peers[0].Name != "m1" || peers[2].Learner {
+		t.Errorf("%v %v", peers, err)
+	}
+}
+
+// Exactly one leads; when it goes, another does within two seconds, and writes go on.
+func TestLeaderIsReplaced(t *testing.T) {
+	g := newGroup(t)
+	first := g.open(Config{DataDir: t.TempDir(), Name: "m1"})
+	if err := first.Regroup(t.Context(), g.peers("https://"+freePort(t))); err != nil {
+		t.Fatal(err)
+	}
+	g.join("m2")
+	g.join("m3")
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	leading := make(chan int, 16)
+	for i, s := range g.stores {
+		wg.Go(func() {
+			_ = s.Lead(ctx, fmt.Sprint("m", i+1), func(c context.Context) error {
+				leading <- i
+				<-c.Done()
+				return nil
+			})
+		})
+	}
+	lead := <-leading
+	began := time.Now()
+	g.stores[lead].member.server.Server.HardStop() // no handing over
+	next := <-leading
+	if next == lead {
+		t.Fatalf("the one that was stopped leads again")
+	}
+	took := time.Since(began)
+	if _, err := g.stores[next].Commit(t.Context(), store.Create(thing("after"))); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("another leads after %s, writes after %s", took, time.Since(began))
+	if took > 2*time.Second {
+		t.Errorf("took %s", took)
+	}
+	select {
+	case i := <-leading:
+		t.Errorf("a second leader: %d", i)
+	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+// A majority that is gone is said plainly, and the last member can be made the only one.
+func TestMajorityLost(t *testing.T) {
+	g := newGroup(t)
+	dir := t.TempDir()
+	first := g.open(Config{DataDir: dir, Name: "m1", Timeout: 2 * time.Second})
+	url := "https://" + freePort(t)
+	if err := first.Regroup(t.Context(), g.peers(url)); err != nil {
+		t.Fatal(err)
+	}
+	g.join("m2")
+	g.join("m3")
+	if _, err := first.Commit(t.Context(), store.Create(thing("kept"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range g.stores[1:] {
+		s.member.server.Server.HardStop()
+	}
+	if _, err := first.Sync(t.Context()); !errors.Is(err, errs.Unavailable) && !errors.Is(err, errs.Timeout) {
+		t.Errorf("read without a majority: %v", err)
+	}
+	_, err := first.Commit(t.Context(), store.Create(thing("lost")))
+	if !errors.Is(err, errs.Unavailable) && !errors.Is(err, errs.Timeout) {
+		t.Errorf("write without a majority: %v", err)
+	}
+	t.Log(err, errs.HintOf(err))
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	conf := g.peers(url)
+	conf.Alone = true
+	again := g.open(Config{DataDir: dir, Name: "m1", Peers: conf})
+	if _, err := again.Get(t.Context(), api.RefOf(thing("kept"))); err != nil {
+		t.Error(err)
+	}
+	if _, err := again.Commit(t.Context(), store.Create(thing("new"))); err != nil {
+		t.Error(err)
+	}
+	if p, err := again.Peers(t.Context()); err != nil || len(p) != 1 {
+		t.Errorf("%v %v", p, err)
+	}
+}
+
+func TestRemovedMemberEnds(t *testing.T) {
+	g := newGroup(t)
+	first := g.open(Config{DataDir: t.TempDir(), Name: "m1"})
+	if err := first.Regroup(t.Context(), g.peers("https://"+freePort(t))); err != nil {
+		t.Fatal(err)
+	}
+	m2 := g.join("m2")
+	g.join("m3")
+	if err := m2.RemovePeer(t.Context(), m2.Self()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := m2.Ended(ctx); !errors.Is(err, errs.Unavailable) {
+		t.Errorf("it did not notice: %v", err)
+	}
+	if err := first.RemovePeer(t.Context(), m2.Self()); err != nil {
+		t.Errorf("removed twice: %v", err)
+	}
+	if _, err := first.Commit(t.Context(), store.Create(thing("on"))); err != nil {
+		t.Error(err)
+	}
+}
