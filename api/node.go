@@ -119,14 +119,37 @@ type Capability struct {
 	Features map[string]string `json:"features,omitempty" doc:"abilities and limits" example:"{userns: idmapped}"`
 }
 
-// Ready reports whether the node's agent said it can run things.
+// Conditions of nodes that more than one component looks at.
+const (
+	ConditionReady    = "Ready"      // the agent says that it works; the control plane, that it is not heard of
+	ConditionHeldBack = "HeldBack"   // it has been coming and going; the reason is until when
+	ConditionFences   = "SelfFences" // it stops by itself what must not run twice
+)
+
+// Ready reports whether the node's agent said it can run things, and is heard of.
 func (n *Node) Ready() bool {
-	for _, c := range n.Status.Conditions {
-		if c.Type == "Ready" {
-			return c.Status
+	c := n.Condition(ConditionReady)
+	return c != nil && c.Status
+}
+
+// Condition finds a condition; nil when it was never said.
+func (n *Node) Condition(typ string) *Condition {
+	for i := range n.Status.Conditions {
+		if n.Status.Conditions[i].Type == typ {
+			return &n.Status.Conditions[i]
 		}
 	}
-	return false
+	return nil
+}
+
+// HeldBack says until when nothing new is placed on it, for its coming and going; false when it is not so.
+func (n *Node) HeldBack(now time.Time) (until time.Time, held bool) {
+	c := n.Condition(ConditionHeldBack)
+	if c == nil || !c.Status {
+		return time.Time{}, false
+	}
+	until, err := time.Parse(time.RFC3339, c.Reason)
+	return until, err == nil && now.Before(until)
 }
 
 // Validate checks the taints.

@@ -51,7 +51,7 @@ func TestFreshReadsWhatAnotherServerWrote(t *testing.T) {
 	for range 2 {
 		c := store.NewCache(m)
 		wg.Go(func() { _ = c.Run(ctx) })
-		servers = append(servers, store.NewFresh(c, c, m))
+		servers = append(servers, store.NewFresh(c, c, store.NewShared(m)))
 	}
 	for i := range 50 {
 		w, r := servers[i%2], servers[(i+1)%2]
@@ -80,7 +80,7 @@ func TestFreshAsksOnceForAllWhoWait(t *testing.T) {
 		c := store.NewCache(m)
 		var wg sync.WaitGroup
 		wg.Go(func() { _ = c.Run(ctx) })
-		f := store.NewFresh(c, c, m)
+		f := store.NewFresh(c, c, store.NewShared(m))
 		var readers sync.WaitGroup
 		for i := range 1000 {
 			readers.Go(func() {

@@ -1,0 +1,261 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"atoll/internal/clock"
+	"atoll/internal/errs"
+)
+
+// Renewer is a way to whoever may be the leader.
+type Renewer interface {
+	// Renew sends a heartbeat for an epoch, or with epoch 0 takes the lease anew.
+	// errs.Conflict: it is not held in this epoch. errs.Unavailable: ask another.
+	Renew(ctx context.Context, epoch int64) (Grant, error)
+}
+
+// HolderConfig sets a Holder up.
+type HolderConfig struct {
+	Interval time.Duration // between heartbeats; default 1 s
+}
+
+// HolderDeps is what a Holder works with.
+type HolderDeps struct {
+	HolderConfig
+	Clock clock.Clock
+	Log   *slog.Logger
+	// Boot is the time since the host was started, also while it slept; nil: by Clock.
+	Boot func() time.Duration
+	// Ways lists the servers to try, best first.
+	Ways func() []Renewer
+	// Extended is told that what must not run twice may run until then (of Boot).
+	// It is called before Held says so, and must be quick.
+	Extended func(until time.Duration)
+	// Took is told of every new epoch, Lost that the lease can no longer be counted on.
+	// Both are called in the goroutine of Run.
+	Took func(Grant)
+	Lost func()
+}
+
+// Holder keeps a node's lease.
+type Holder struct {
+	HolderDeps
+
+	mu    sync.Mutex
+	grant Grant
+	until time.Duration // of Boot; 0: not held
+	said  bool          // Took was called, and not Lost since
+	best  int           // the way that answered last
+}
+
+// NewHolder holds nothing before Run.
+func NewHolder(d HolderDeps) *Holder {
+	if d.Interval == 0 {
+		d.Interval = time.Second
+	}
+	if d.Boot == nil {
+		start := d.Clock.Now()
+		d.Boot = func() time.Duration { return d.Clock.Now().Sub(start) + time.Second }
+	}
+	return &Holder{HolderDeps: d}
+}
+
+// Rev is the revision of the lease as last taken: what this node's commits expect.
+func (h *Holder) Rev() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.grant.Rev
+}
+
+// Held reports whether what must not run twice may run now. Alone, it always may.
+func (h *Holder) Held() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.held()
+}
+
+func (h *Holder) held() bool {
+	return h.grant.Epoch != 0 && (h.grant.Alone || h.until > h.Boot())
+}
+
+// Grant is the lease as last heard of.
+func (h *Holder) Grant() Grant {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.grant
+}
+
+// margin is what of a lease is kept for stopping things before it ends.
+func margin(d time.Duration) time.Duration { return d / 10 }
+
+// First takes the lease before Run; it tries until ctx ends.
+func (h *Holder) First(ctx context.Context) error {
+	for {
+		err := h.beat(ctx)
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if k := errs.KindOf(err); k == errs.Unauthenticated || k == errs.Denied {
+			return err // this host is not, or no longer, one of the pool's
+		}
+		_ = h.Clock.Sleep(ctx, h.Interval/10) // ends early only with ctx
+	}
+}
+
+// Run sends heartbeats until ctx ends.
+func (h *Holder) Run(ctx context.Context) error {
+	last := h.Clock.Now()
+	for {
+		wait := last.Add(h.Interval).Sub(h.Clock.Now())
+		if left, counting := h.left(); counting {
+			wait = min(wait, left)
+		}
+		if err := h.Clock.Sleep(ctx, max(wait, 0)); err != nil {
+			return err
+		}
+		h.judge()
+		if now := h.Clock.Now(); now.Sub(last) < h.Interval {
+			continue // woken only to judge
+		}
+		last = h.Clock.Now()
+		if err := h.beat(ctx); err != nil && ctx.Err() == nil {
+			h.Log.Warn("no heartbeat", "error", err)
+			last = last.Add(-h.Interval * 4 / 5) // sooner, while it fails
+		}
+	}
+}
+
+// left is the time until the lease must not be counted on any more.
+func (h *Holder) left() (time.Duration, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.until - h.Boot(), h.said && !h.grant.Alone
+}
+
+// judge says so when the lease has ended.
+func (h *Holder) judge() {
+	h.mu.Lock()
+	lost := h.said && !h.held()
+	if lost {
+		h.said = false
+	}
+	h.mu.Unlock()
+	if lost && h.Lost != nil {
+		h.Lost()
+	}
+}
+
+// beat sends one heartbeat, over the way that worked last, then over all others at once.
+func (h *Holder) beat(ctx context.Context) error {
+	h.mu.Lock()
+	epoch, best := h.grant.Epoch, h.best
+	h.mu.Unlock()
+	ways := h.Ways()
+	if len(ways) == 0 {
+		return errs.New(errs.Unavailable, "no server is known")
+	}
+	best %= len(ways)
+	sent := h.Boot()
+	first, cancel := context.WithTimeout(ctx, h.Interval/2)
+	g, err := ways[best].Renew(first, epoch)
+	cancel()
+	if err != nil && !gone(err, epoch) && len(ways) > 1 {
+		sent = h.Boot()
+		best, g, err = h.anyOther(ctx, ways, best, epoch)
+	}
+	if gone(err, epoch) {
+		h.forget()
+		return h.beat(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	h.accept(g, sent, best)
+	return nil
+}
+
+// gone reports whether a leader said that this epoch is over.
+func gone(err error, epoch int64) bool { return epoch != 0 && errors.Is(err, errs.Conflict) }
+
+// anyOther asks all ways but one at once and takes the first good answer.
+func (h *Holder) anyOther(ctx context.Context, ways []Renewer, not int, epoch int64) (int, Grant, error) {
+	all, cancel := context.WithTimeout(ctx, h.Interval)
+	defer cancel()
+	type answer struct {
+		way int
+		g   Grant
+		err error
+	}
+	answers := make(chan answer, len(ways))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for i, w := range ways {
+		if i != not {
+			wg.Go(func() {
+				g, err := w.Renew(all, epoch)
+				answers <- answer{i, g, err}
+			})
+		}
+	}
+	var why error
+	for range len(ways) - 1 {
+		a := <-answers
+		if a.err == nil || gone(a.err, epoch) {
+			cancel()
+			return a.way, a.g, a.err
+		}
+		why = a.err
+	}
+	return not, Grant{}, why
+}
+
+// forget ends the epoch: somebody gave the lease up.
+func (h *Holder) forget() {
+	h.mu.Lock()
+	said := h.said
+	h.grant.Epoch, h.until, h.said = 0, 0, false
+	h.mu.Unlock()
+	if said && h.Lost != nil {
+		h.Lost()
+	}
+}
+
+func (h *Holder) accept(g Grant, sent time.Duration, way int) {
+	until := sent + g.Duration - margin(g.Duration)
+	if h.Extended != nil {
+		h.Extended(until)
+	}
+	h.mu.Lock()
+	took := g.Epoch != h.grant.Epoch || !h.said
+	h.grant, h.until, h.best, h.said = g, max(until, h.until), way, true
+	h.mu.Unlock()
+	if took && h.Took != nil {
+		h.Took(g)
+	}
+}
+
+// Local is the way to the Keeper of this process; nil while it does not lead.
+func Local(node string, keeper func() *Keeper) Renewer { return local{node, keeper} }
+
+type local struct {
+	node   string
+	keeper func() *Keeper
+}
+
+// Renew asks the Keeper.
+func (l local) Renew(ctx context.Context, epoch int64) (Grant, error) {
+	k := l.keeper()
+	if k == nil {
+		return Grant{}, notLeading()
+	}
+	if epoch == 0 {
+		return k.Take(ctx, l.node)
+	}
+	return k.Renew(ctx, l.node, epoch)
+}
+
+func notLeading() error { return errs.New(errs.Unavailable, "this server does not lead") }

@@ -1,0 +1,402 @@
+// Package lease is how nodes keep the right to act (ADR 0009): a Keeper at the leader
+// of the control plane, a Holder on every node, and the frames between them.
+//
+// A node's lease lasts Duration from when it sent the last heartbeat that was
+// acknowledged; the Keeper gives it up Duration after it received that heartbeat. So
+// the node always knows first. A heartbeat is acknowledged only after a majority was
+// asked whether the Keeper still leads, and never written.
+//
+// Keeper.Run and Holder.Run own their goroutines and wait for them. A Keeper must never
+// acknowledge what came after somebody else took the lead, a Holder never say that it
+// holds a lease that may have ended.
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"atoll/api"
+	"atoll/internal/clock"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+// Grant is a lease as its holder knows it.
+type Grant struct {
+	Epoch    int64         // which taking of the lease it is
+	Rev      int64         // revision of the lease: what the holder's commits expect
+	Duration time.Duration // from when the heartbeat was sent
+	Alone    bool          // the Keeper is in this process, and there never was another node
+}
+
+// Config sets a Keeper up.
+type Config struct {
+	Duration time.Duration // of a lease without a heartbeat; default 5 s
+	// Flaps within FlapWindow and a node is held back; the pause doubles with every one more.
+	Flaps      int           // default 3
+	FlapWindow time.Duration // default 1 h
+	FlapPause  time.Duration // default 1 min
+}
+
+// Deps is what a Keeper works with.
+type Deps struct {
+	Config
+	Store store.Store  // its commits expect the leader's lease
+	Src   store.Syncer // confirms that this server leads; best a store.Shared
+	Clock clock.Clock
+	Log   *slog.Logger
+}
+
+// Keeper judges which nodes are there. It is made anew by every new leader.
+type Keeper struct {
+	Deps
+
+	mu     sync.Mutex
+	loaded bool
+	nodes  map[string]*tenure
+	known  map[string]bool // every node that ever had a lease
+	looked time.Time       // when Look last ran
+	wake   chan struct{}   // a lease was taken: there is an earlier end to wait for
+}
+
+// tenure is what is known of a node whose lease is held.
+type tenure struct {
+	lease *api.Lease
+	heard time.Time
+	away  bool // it is marked as not ready, though its lease is held
+	// ending is set while the end of the lease is being written: an acknowledgement
+	// after that would come too late.
+	ending bool
+}
+
+const (
+	maxLosses = 10
+	// stall is how late a look may be before it is taken for the Keeper's own fault: what
+	// it has not heard of meanwhile says nothing about the nodes.
+	stall = 1 * time.Second
+	// retryLook is the pause after a look that could not be written.
+	retryLook = 200 * time.Millisecond
+)
+
+// NewKeeper knows nothing before Load.
+func NewKeeper(d Deps) *Keeper {
+	if d.Duration == 0 {
+		d.Duration = 5 * time.Second
+	}
+	if d.Flaps == 0 {
+		d.Flaps = 3
+	}
+	if d.FlapWindow == 0 {
+		d.FlapWindow = time.Hour
+	}
+	if d.FlapPause == 0 {
+		d.FlapPause = time.Minute
+	}
+	return &Keeper{Deps: d, nodes: map[string]*tenure{}, wake: make(chan struct{}, 1)}
+}
+
+// Load learns which leases are held. Everybody's time starts now: what was heard by
+// the leader before is not known.
+func (k *Keeper) Load(ctx context.Context) error {
+	leases, _, err := store.List[*api.Lease](ctx, k.Store, api.Selector{Kind: api.KindLease})
+	if err != nil {
+		return fmt.Errorf("list leases: %w", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.Clock.Now()
+	k.nodes, k.known, k.looked, k.loaded = map[string]*tenure{}, map[string]bool{}, now, true
+	for _, l := range leases {
+		if l.Name != api.LeaseLeader {
+			k.known[l.Spec.Holder] = true
+		}
+		if l.Held() && l.Name != api.LeaseLeader {
+			k.nodes[l.Spec.Holder] = &tenure{lease: l, heard: now}
+		}
+	}
+	return nil
+}
+
+// Run loads, then gives up leases that end, until ctx ends.
+func (k *Keeper) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := k.Load(ctx); err == nil {
+			break
+		} else if ctx.Err() == nil {
+			k.Log.Warn("leases", "error", err)
+			_ = k.Clock.Sleep(ctx, retryLook) // ends early only with ctx
+		}
+	}
+	for ctx.Err() == nil {
+		next, err := k.Look(ctx)
+		if err != nil && ctx.Err() == nil {
+			k.Log.Warn("leases", "error", err)
+			next = k.Clock.Now().Add(retryLook)
+		}
+		k.pause(ctx, next)
+	}
+	return ctx.Err()
+}
+
+// pause waits until at, but looks at its own watch often enough to notice a stall.
+func (k *Keeper) pause(ctx context.Context, at time.Time) {
+	t := k.Clock.NewTimer(min(at.Sub(k.Clock.Now()), stall/2))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-k.wake:
+	case <-ctx.Done():
+	}
+}
+
+// Look gives up the leases that have ended, and says when to look again at the latest.
+func (k *Keeper) Look(ctx context.Context) (next time.Time, err error) {
+	now := k.Clock.Now()
+	k.mu.Lock()
+	if late := now.Sub(k.looked); late > stall {
+		k.Log.Warn("this server stood still; nodes get their time anew", "for", late.Round(time.Millisecond).String())
+		for _, t := range k.nodes {
+			t.heard = now
+		}
+	}
+	k.looked = now
+	next = now.Add(k.Duration)
+	var due []string
+	for name, t := range k.nodes {
+		end := t.heard.Add(k.length(t.lease))
+		if t.away { // nothing to do before its lease ends, and that is the edge host's long one
+			end = t.heard.Add(k.allowed(t.lease))
+		}
+		if !now.Before(end) {
+			due = append(due, name)
+		} else if end.Before(next) {
+			next = end
+		}
+	}
+	k.mu.Unlock()
+	slices.Sort(due)
+	for _, name := range due {
+		if lerr := k.lost(ctx, name); lerr != nil {
+			err = errors.Join(err, lerr)
+		}
+	}
+	if len(due) > 0 {
+		next = now
+	}
+	return next, err
+}
+
+// length is how long a node is believed to be there without a heartbeat.
+func (k *Keeper) length(l *api.Lease) time.Duration {
+	if d := l.Spec.Duration.D(); d > 0 && d < k.Duration {
+		return d
+	}
+	return k.Duration
+}
+
+// allowed is how long the lease itself lasts: longer on edge hosts.
+func (k *Keeper) allowed(l *api.Lease) time.Duration { return max(l.Spec.Duration.D(), k.length(l)) }
+
+// lost writes that a node is not heard of: it is not ready; and when its lease has ended, so that is.
+func (k *Keeper) lost(ctx context.Context, name string) error {
+	now := k.Clock.Now()
+	k.mu.Lock()
+	t := k.nodes[name]
+	if t == nil || now.Before(t.heard.Add(k.length(t.lease))) { // heard of meanwhile
+		k.mu.Unlock()
+		return nil
+	}
+	lease, heard := t.lease, t.heard
+	over := !now.Before(heard.Add(k.allowed(lease)))
+	t.ending = over
+	k.mu.Unlock()
+	err := k.giveUp(ctx, lease, heard, over)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t.ending = false
+	switch {
+	case errors.Is(err, errs.NotFound): // the node was removed, and its lease with it
+		delete(k.nodes, name)
+		return nil
+	case err != nil:
+		return fmt.Errorf("give up the lease of %s: %w", name, err)
+	}
+	k.Log.Warn("a node is not heard of", "node", name, "since", now.Sub(heard).Round(time.Millisecond).String(), "expired", over)
+	t.away = true
+	if over && k.nodes[name] == t {
+		delete(k.nodes, name)
+	}
+	return nil
+}
+
+// giveUp commits that a node is not ready, and the end of its lease where it is over.
+func (k *Keeper) giveUp(ctx context.Context, lease *api.Lease, heard time.Time, over bool) error {
+	name, now := lease.Spec.Holder, k.Clock.Now()
+	var ops []store.Op
+	node, err := store.Get[*api.Node](ctx, k.Store, api.Ref{Kind: api.KindNode, Name: name})
+	switch {
+	case err == nil:
+		n := api.Clone(node)
+		reason, msg := "OutOfReach", fmt.Sprintf("not heard of since %s; it may run on alone for %s", heard.UTC().Format(time.TimeOnly), k.allowed(lease))
+		if over {
+			reason, msg = "LeaseExpired", fmt.Sprintf("not heard of since %s", heard.UTC().Format(time.TimeOnly))
+		}
+		n.Status.Conditions = api.SetCondition(n.Status.Conditions, api.Condition{Type: api.ConditionReady, Reason: reason, Message: msg, Since: now.UTC()})
+		ops = append(ops, store.Update(n))
+	case !errors.Is(err, errs.NotFound):
+		return fmt.Errorf("read node %s: %w", name, err)
+	}
+	next := api.Clone(lease)
+	if over {
+		next.Spec.State, next.Spec.Since = api.LeaseExpired, now.UTC()
+		next.Spec.Losses = append(next.Spec.Losses, now.UTC())
+		next.Spec.Losses = next.Spec.Losses[max(0, len(next.Spec.Losses)-maxLosses):]
+		ops = append(ops, store.Update(next))
+	}
+	if len(ops) == 0 {
+		return nil
+	}
+	_, err = k.Store.Commit(ctx, ops...)
+	return err
+}
+
+// Forget drops a node that was removed.
+func (k *Keeper) Forget(node string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.nodes, node)
+	delete(k.known, node)
+}
+
+// Take gives a node its lease, as a new epoch: at its start, and after it was lost.
+func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
+	if err := k.usable(); err != nil {
+		return Grant{}, err
+	}
+	ref := api.NodeLease(node)
+	now := k.Clock.Now()
+	old, err := store.Get[*api.Lease](ctx, k.Store, ref)
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		return Grant{}, fmt.Errorf("read %s: %w", ref, err)
+	}
+	next := &api.Lease{Head: api.Head{K: api.KindLease, Meta: api.Meta{Name: ref.Name, CreatedAt: ptr(now.UTC())}}}
+	op := store.Create(next)
+	if err == nil {
+		next = api.Clone(old)
+		op = store.Update(next)
+	}
+	ops := []store.Op{op}
+	duration := k.Duration
+	n, err := store.Get[*api.Node](ctx, k.Store, api.Ref{Kind: api.KindNode, Name: node})
+	switch {
+	case err == nil:
+		if d := n.Spec.DisconnectAllowed; d != nil {
+			duration = max(duration, d.D())
+		}
+		if c, changed := k.heldBack(n, next, now); changed {
+			n = api.Clone(n)
+			n.Status.Conditions = api.SetCondition(n.Status.Conditions, c)
+			ops = append(ops, store.Update(n))
+		}
+	case !errors.Is(err, errs.NotFound):
+		return Grant{}, fmt.Errorf("read node %s: %w", node, err)
+	}
+	next.Spec = api.LeaseSpec{Holder: node, Epoch: next.Spec.Epoch + 1, State: api.LeaseHeld, Since: now.UTC(),
+		Duration: api.Duration(duration), Losses: next.Spec.Losses}
+	rev, err := k.Store.Commit(ctx, ops...)
+	if errors.Is(err, errs.Conflict) || errors.Is(err, errs.Exists) { // of this node and another call, or of this leader and the next
+		return Grant{}, errs.New(errs.Unavailable, "give %s its lease: somebody was faster", node)
+	}
+	if err != nil {
+		return Grant{}, fmt.Errorf("give %s its lease: %w", node, err)
+	}
+	next.Revision = rev
+	k.mu.Lock()
+	k.nodes[node], k.known[node] = &tenure{lease: next, heard: now}, true
+	g := k.grant(next)
+	k.mu.Unlock()
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+	return g, nil
+}
+
+// heldBack says whether a node that comes back gets new work at once: not when it has been coming and going.
+func (k *Keeper) heldBack(n *api.Node, l *api.Lease, now time.Time) (c api.Condition, changed bool) {
+	recent := 0
+	for _, at := range l.Spec.Losses {
+		if now.Sub(at) < k.FlapWindow {
+			recent++
+		}
+	}
+	was := n.Condition(api.ConditionHeldBack)
+	if recent < k.Flaps {
+		return api.Condition{Type: api.ConditionHeldBack, Since: now.UTC()}, was != nil && was.Status
+	}
+	until := now.Add(min(k.FlapPause<<min(recent-k.Flaps, 10), k.FlapWindow)).UTC().Truncate(time.Second)
+	return api.Condition{Type: api.ConditionHeldBack, Status: true, Reason: until.Format(time.RFC3339), Since: now.UTC(),
+		Message: fmt.Sprintf("lost %d times within %s: nothing new is placed here until %s", recent, k.FlapWindow, until.Format(time.TimeOnly))}, true
+}
+
+// Renew takes a heartbeat. errs.Conflict: the lease is not held in this epoch, take it anew.
+func (k *Keeper) Renew(ctx context.Context, node string, epoch int64) (Grant, error) {
+	if err := k.usable(); err != nil {
+		return Grant{}, err
+	}
+	received := k.Clock.Now()
+	// Before a refusal, too: who was replaced knows nothing of later epochs.
+	if _, err := k.Src.Sync(ctx); err != nil {
+		return Grant{}, fmt.Errorf("lease of %s: %w", node, err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := k.nodes[node]
+	if t == nil || t.lease.Spec.Epoch != epoch {
+		return Grant{}, notHeld(node, epoch)
+	}
+	if t.ending {
+		return Grant{}, errs.New(errs.Unavailable, "the lease of %s is being given up", node)
+	}
+	if received.After(t.heard) {
+		t.heard = received
+	}
+	t.away = false
+	return k.grant(t.lease), nil
+}
+
+func notHeld(node string, epoch int64) error {
+	return errs.New(errs.Conflict, "node %s does not hold its lease in epoch %d any more", node, epoch)
+}
+
+// grant is called with mu held.
+func (k *Keeper) grant(l *api.Lease) Grant {
+	return Grant{Epoch: l.Spec.Epoch, Rev: l.Revision, Duration: k.allowed(l), Alone: len(k.known) < 2}
+}
+
+func (k *Keeper) usable() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.loaded {
+		return errs.New(errs.Unavailable, "this server has just begun to lead")
+	}
+	return nil
+}
+
+// Heard tells when each node whose lease is held was heard of last.
+func (k *Keeper) Heard() map[string]time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := make(map[string]time.Time, len(k.nodes))
+	for n, t := range k.nodes {
+		out[n] = t.heard
+	}
+	return out
+}
+
+func ptr[T any](v T) *T { return &v }

@@ -1,0 +1,427 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"atoll/api"
+	"atoll/internal/clock"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+	"atoll/internal/tunnel"
+)
+
+// pool is servers on one store, of which the one that took the leader's lease leads.
+type pool struct {
+	t    *testing.T
+	mem  *store.Mem
+	rand *rand.Rand
+	mu   sync.Mutex
+	srv  []*server
+}
+
+type server struct {
+	*pool
+	name   string
+	rev    atomic.Int64 // of the leader's lease as this server took it
+	keeper atomic.Pointer[Keeper]
+	stop   context.CancelFunc
+	ended  chan struct{}
+}
+
+func newPool(t *testing.T, seed uint64, servers int) *pool {
+	p := &pool{t: t, mem: store.NewMem(), rand: rand.New(rand.NewPCG(seed, 1))}
+	for i := range servers {
+		p.srv = append(p.srv, &server{pool: p, name: fmt.Sprint("s", i)})
+	}
+	return p
+}
+
+// Sole and Sync: a server leads, as a majority sees it, while nobody took the lease after it.
+func (s *server) Sole() bool { return false }
+
+func (s *server) Sync(ctx context.Context) (int64, error) {
+	if err := (clock.Real{}).Sleep(ctx, s.dice(5*time.Millisecond)); err != nil {
+		return 0, err
+	}
+	o, err := s.mem.Get(ctx, api.LeaderLease())
+	if err != nil || o.Metadata().Revision != s.rev.Load() {
+		return 0, errs.New(errs.Unavailable, "%s does not lead", s.name)
+	}
+	return o.Metadata().Revision, nil
+}
+
+func (p *pool) dice(most time.Duration) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Duration(p.rand.Int64N(int64(most)))
+}
+
+func (p *pool) chance(percent int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rand.IntN(100) < percent
+}
+
+// lead makes s the leader. The former one is not told: its lease is gone.
+func (s *server) lead(ctx context.Context) {
+	next := &api.Lease{Head: api.Head{K: api.KindLease, Meta: api.Meta{Name: api.LeaseLeader}}, Spec: api.LeaseSpec{Holder: s.name}}
+	rev, err := s.mem.Commit(ctx, store.Set(next))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.rev.Store(rev)
+	k := NewKeeper(Deps{Store: store.Fenced(s.mem, api.LeaderLease(), func() int64 { return rev }), Src: store.NewShared(s), Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler)})
+	kctx, stop := context.WithCancel(ctx)
+	s.stop, s.ended = stop, make(chan struct{})
+	done := s.ended
+	go func() { defer close(done); _ = k.Run(kctx) }()
+	s.keeper.Store(k)
+}
+
+// way is a network to a server that loses and delays.
+type way struct {
+	s   *server
+	to  Renewer
+	cut *atomic.Bool
+	bad int // percent
+}
+
+func (w way) Renew(ctx context.Context, epoch int64) (Grant, error) {
+	lost := errs.New(errs.Unavailable, "lost")
+	if w.cut.Load() || w.s.chance(w.bad) {
+		_ = (clock.Real{}).Sleep(ctx, w.s.dice(time.Second))
+		return Grant{}, lost
+	}
+	if err := (clock.Real{}).Sleep(ctx, w.s.dice(200*time.Millisecond)); err != nil {
+		return Grant{}, lost
+	}
+	g, err := w.to.Renew(context.WithoutCancel(ctx), epoch) // it arrived; whoever asked may be gone
+	g.Alone = false                                         // as over a stream: only who shares the process with the Keeper can be alone
+	if serr := (clock.Real{}).Sleep(ctx, w.s.dice(200*time.Millisecond)); serr != nil || w.s.chance(w.bad) {
+		return Grant{}, lost // the answer was
+	}
+	return g, err
+}
+
+// However heartbeats and answers are lost and late, and whoever leads: a node never
+// believes to hold a lease that was given up, and holds it again when all is well.
+func TestNeverHeldAfterGivenUp(t *testing.T) {
+	seeds := uint64(60)
+	if testing.Short() {
+		seeds = 5
+	}
+	var losses atomic.Int64
+	for seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { storm(t, seed, &losses) })
+		})
+	}
+	if losses.Load() < int64(seeds)/2 {
+		t.Errorf("only %d leases were lost in all: this tests nothing", losses.Load())
+	}
+}
+
+func storm(t *testing.T, seed uint64, losses *atomic.Int64) {
+	ctx, cancel := context.WithCancel(t.Context())
+	p := newPool(t, seed, 3)
+	p.srv[0].lead(ctx)
+	var wg sync.WaitGroup
+	var holders []*Holder
+	cuts := make([]atomic.Bool, 4)
+	for i := range cuts {
+		name := fmt.Sprint("n", i)
+		var ways []Renewer
+		for _, s := range p.srv {
+			ways = append(ways, way{s: s, to: Local(name, s.keeper.Load), cut: &cuts[i], bad: int(seed % 40)})
+		}
+		h := NewHolder(HolderDeps{Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler), Ways: func() []Renewer { return ways },
+			Lost: func() { losses.Add(1) }})
+		holders = append(holders, h)
+		wg.Go(func() {
+			if h.First(ctx) == nil {
+				_ = h.Run(ctx)
+			}
+		})
+	}
+	check := func() {
+		for i, h := range holders {
+			if !h.Held() {
+				continue
+			}
+			l, err := store.Get[*api.Lease](ctx, p.mem, api.NodeLease(fmt.Sprint("n", i)))
+			if err != nil || !l.Held() {
+				t.Fatalf("node %d believes to hold epoch %d, the pool says %v %v", i, h.Grant().Epoch, l, err)
+			}
+		}
+	}
+	leader := 0
+	for tick := range 6000 { // a minute
+		time.Sleep(10 * time.Millisecond)
+		check()
+		if tick > 4500 { // all is well again
+			for i := range cuts {
+				cuts[i].Store(false)
+			}
+			continue
+		}
+		if p.chance(1) {
+			i := int(p.dice(time.Duration(len(cuts))))
+			cuts[i].Store(!cuts[i].Load())
+		}
+		if tick%700 == 650 {
+			next := (leader + 1) % len(p.srv)
+			p.srv[next].lead(ctx)
+			if old := p.srv[leader]; p.chance(70) { // else it goes on believing
+				old.stop()
+				old.keeper.Store(nil)
+			}
+			leader = next
+		}
+	}
+	if seed%40 < 10 {
+		for i, h := range holders {
+			if !h.Held() {
+				t.Errorf("node %d has no lease although all is well", i)
+			}
+		}
+	}
+	cancel()
+	wg.Wait()
+	for _, s := range p.srv {
+		if s.ended != nil {
+			<-s.ended
+		}
+	}
+}
+
+func TestLostIsWrittenOnceAndTakenAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		s := p.srv[0]
+		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: "isle2"}}}
+		n.Status.Conditions = []api.Condition{{Type: api.ConditionReady, Status: true}}
+		if _, err := p.mem.Commit(ctx, store.Create(n)); err != nil {
+			t.Fatal(err)
+		}
+		s.lead(ctx)
+		time.Sleep(100 * time.Millisecond)
+		k := s.keeper.Load()
+		g, err := k.Take(ctx, "isle2")
+		if err != nil || g.Epoch != 1 || g.Duration != 5*time.Second || !g.Alone {
+			t.Fatal(g, err)
+		}
+		for range 10 {
+			time.Sleep(time.Second)
+			if _, err := k.Renew(ctx, "isle2", 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := time.Now()
+		lease := func() *api.Lease {
+			l, err := store.Get[*api.Lease](ctx, p.mem, api.NodeLease("isle2"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l
+		}
+		for lease().Held() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if took := time.Since(before); took < 5*time.Second || took > 5100*time.Millisecond {
+			t.Errorf("given up after %s", took)
+		}
+		if n, err := store.Get[*api.Node](ctx, p.mem, api.RefOf(n)); err != nil || n.Ready() || len(lease().Spec.Losses) != 1 {
+			t.Errorf("ready %v, losses %v, %v", n.Ready(), lease().Spec.Losses, err)
+		}
+		if _, err := k.Renew(ctx, "isle2", 1); !errors.Is(err, errs.Conflict) {
+			t.Errorf("heartbeat after the end: %v", err)
+		}
+		if g, err := k.Take(ctx, "isle2"); err != nil || g.Epoch != 2 {
+			t.Errorf("%v %v", g, err)
+		}
+		cancel()
+		<-s.ended
+	})
+}
+
+// An edge host is not ready when it is not heard of, but keeps its lease.
+func TestEdgeHostKeepsItsLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		s := p.srv[0]
+		day := api.Duration(24 * time.Hour)
+		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: "edge"}}, Spec: api.NodeSpec{DisconnectAllowed: &day}}
+		n.Status.Conditions = []api.Condition{{Type: api.ConditionReady, Status: true}}
+		if _, err := p.mem.Commit(ctx, store.Create(n)); err != nil {
+			t.Fatal(err)
+		}
+		s.lead(ctx)
+		time.Sleep(100 * time.Millisecond)
+		k := s.keeper.Load()
+		if g, err := k.Take(ctx, "edge"); err != nil || g.Duration != 24*time.Hour {
+			t.Fatal(g, err)
+		}
+		time.Sleep(6 * time.Second)
+		got, err := store.Get[*api.Node](ctx, p.mem, api.RefOf(n))
+		if err != nil || got.Ready() || got.Condition(api.ConditionReady).Reason != "OutOfReach" {
+			t.Errorf("%v %v", got.Status.Conditions, err)
+		}
+		if g, err := k.Renew(ctx, "edge", 1); err != nil || g.Epoch != 1 {
+			t.Errorf("it comes back: %v %v", g, err)
+		}
+		time.Sleep(25 * time.Hour)
+		if _, err := k.Renew(ctx, "edge", 1); !errors.Is(err, errs.Conflict) {
+			t.Errorf("after a day: %v", err)
+		}
+		cancel()
+		<-s.ended
+	})
+}
+
+func TestFlappingIsHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		s := p.srv[0]
+		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: "isle2"}}}
+		if _, err := p.mem.Commit(ctx, store.Create(n)); err != nil {
+			t.Fatal(err)
+		}
+		s.lead(ctx)
+		time.Sleep(100 * time.Millisecond)
+		k := s.keeper.Load()
+		held := func() (time.Time, bool) {
+			got, err := store.Get[*api.Node](ctx, p.mem, api.RefOf(n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got.HeldBack(time.Now())
+		}
+		var last time.Time
+		for i := range 6 {
+			if _, err := k.Take(ctx, "isle2"); err != nil {
+				t.Fatal(err)
+			}
+			until, back := held()
+			if back != (i >= 3) {
+				t.Errorf("taken the %dth time: held back %v until %s", i+1, back, until)
+			}
+			if back && !until.After(last) {
+				t.Errorf("not longer than before: %s, %s", until, last)
+			}
+			last = until
+			time.Sleep(6 * time.Second)
+		}
+		time.Sleep(2 * time.Hour)
+		if _, err := k.Take(ctx, "isle2"); err != nil {
+			t.Fatal(err)
+		}
+		if _, back := held(); back {
+			t.Error("still held back after hours")
+		}
+		cancel()
+		<-s.ended
+	})
+}
+
+func TestOverAStream(t *testing.T) {
+	ctx := t.Context()
+	p := newPool(t, 1, 1)
+	s := p.srv[0]
+	kctx, stop := context.WithCancel(ctx)
+	s.lead(kctx)
+	defer func() { stop(); <-s.ended }()
+	var served sync.WaitGroup
+	defer served.Wait()
+	var conns []net.Conn
+	r := NewRemote(func(context.Context) (*tunnel.Stream, error) {
+		a, b := net.Pipe()
+		conns = append(conns, b)
+		served.Go(func() { _ = Serve(ctx, "isle2", s.keeper.Load, tunnel.NewStream(b)) })
+		return tunnel.NewStream(a), nil
+	})
+	var g Grant
+	var err error
+	for try := 0; ; try++ {
+		if g, err = r.Renew(ctx, 0); err == nil || try > 100 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil || g.Epoch != 1 || g.Rev == 0 {
+		t.Fatal(g, err)
+	}
+	if g, err := r.Renew(ctx, 1); err != nil || g.Epoch != 1 {
+		t.Fatal(g, err)
+	}
+	if _, err := r.Renew(ctx, 7); !errors.Is(err, errs.Conflict) {
+		t.Fatal(err)
+	}
+	conns[0].Close()
+	if _, err := r.Renew(ctx, 1); !errors.Is(err, errs.Unavailable) {
+		t.Fatal(err)
+	}
+	if g, err := r.Renew(ctx, 1); err != nil || g.Epoch != 1 {
+		t.Fatal("on a new stream:", g, err)
+	}
+	s.keeper.Store(nil)
+	if _, err := r.Renew(ctx, 1); !errors.Is(err, errs.Unavailable) {
+		t.Fatal(err)
+	}
+	conns[1].Close()
+}
+
+func FuzzServe(f *testing.F) {
+	f.Add([]byte{1, 0, 0, 0, 9, '{', '"', 's', 'e', 'q', '"', ':', '1', '}'})
+	f.Add([]byte{1, 255, 255, 255, 255})
+	f.Fuzz(func(t *testing.T, in []byte) {
+		a, b := net.Pipe()
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = a.Write(in); a.Close() })
+		_ = Serve(t.Context(), "n", func() *Keeper { return nil }, tunnel.NewStream(b))
+		b.Close()
+		wg.Wait()
+	})
+}
+
+func TestLeadIsTakenAndNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		m := store.NewMem()
+		a, err := Lead(ctx, m, clock.Real{}, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone := make(chan error, 1)
+		go func() { gone <- Replaced(ctx, m, a) }()
+		synctest.Wait()
+		select {
+		case err := <-gone:
+			t.Fatal("replaced by nobody:", err)
+		default:
+		}
+		b, err := Lead(ctx, m, clock.Real{}, "b")
+		if err != nil || b <= a {
+			t.Fatal(b, err)
+		}
+		if err := <-gone; err != nil {
+			t.Fatal(err)
+		}
+		l, err := store.Get[*api.Lease](ctx, m, api.LeaderLease())
+		if err != nil || l.Spec.Holder != "b" || l.Spec.Epoch != 2 {
+			t.Fatal(l, err)
+		}
+	})
+}
