@@ -50,6 +50,10 @@ type FenceProof struct {
 // LeaseLeader is the name of the lease of the control plane's leader.
 const LeaseLeader = "leader"
 
+// AnnotationOff on a node is an operator's word that the host is off, for the epoch of
+// the lease it names: what was on it may be started elsewhere.
+const AnnotationOff = "atoll/off"
+
 // MaxNodeName bounds a node's name, so that its lease's name is a DNS label.
 const MaxNodeName = 58
 

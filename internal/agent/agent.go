@@ -78,8 +78,22 @@ type Deps struct {
 	Root     string // name of the tree of groups; default DefaultRoot
 	Recorder *reconcile.Recorder
 	DNS      []string // resolvers of instances
+	// Lease is this node's right to act; nil: nobody takes it away (a simulator, a test).
+	Lease Lease
+	// Guard stops what must not run twice when the lease ends, also when this process
+	// does not live or does not run then; nil: there is none.
+	Guard Guard
 	// Facts reads what the host is: capacity, kernel and so on, and conditions about it.
 	Facts func(ctx context.Context) (api.NodeStatus, error)
+}
+
+// Lease tells whether what must not run twice may run now.
+type Lease interface{ Held() bool }
+
+// Guard is told which resource groups to empty when the lease ends.
+type Guard interface {
+	Guard(ctx context.Context, id string, groups []string) error
+	Unguard(id string)
 }
 
 // Agent is one node's.
@@ -88,8 +102,9 @@ type Agent struct {
 	engine *reconcile.Engine
 	checks *checks
 
-	mu    sync.Mutex
-	lives map[string]*life // by runtime ID
+	mu     sync.Mutex
+	lives  map[string]*life // by runtime ID
+	behind bool             // what the store showed may be older than the lease
 
 	groupMu    sync.Mutex
 	groups     map[string]Share // tenants' groups as last written
@@ -117,6 +132,8 @@ type life struct {
 	pulling   []api.Progress
 	pulledAt  time.Time // when readers were last told
 	ended     int64     // ends seen in this agent's time
+	once      bool      // it must not run twice
+	fenced    bool      // it was stopped because the lease ended
 	own       string    // cores it alone may use
 	pinned    string    // cores it was last put on; "": all
 }
@@ -193,6 +210,7 @@ func (a *Agent) enqueueKnown() {
 func (a *Agent) Exited(rt driver.Runtime, o driver.Observed) {
 	a.set(o.ID, func(l *life) { l.obs, l.runtime, l.ref = o, rt, o.Ref; l.ended++ })
 	a.checks.forget(o.ID)
+	a.unguard(o.ID)
 	a.engine.Enqueue("instances", o.Ref)
 }
 

@@ -24,6 +24,9 @@ type situation struct {
 	repin bool
 	// attached is set while an attached caller reads the output, or is still expected to.
 	attached bool
+	// fenced is set when this node stopped it because its lease ended, barred while it
+	// must not be started because the lease is not held.
+	fenced, barred bool
 }
 
 // action is one step; actions are idempotent.
@@ -77,6 +80,10 @@ func next(s situation) decision {
 
 	running := s.seen != nil && (s.seen.Phase == driver.PhaseRunning || s.seen.Phase == driver.PhasePrepared)
 	restart := s.in.Spec.Restarts != st.RestartsIn
+	if s.barred && !running {
+		d.again = fencePause
+		return d
+	}
 	switch {
 	case s.as.Spec.Evict != nil && running:
 		st.State, st.Reason, st.Message = api.StateStopping, api.ReasonEvicted, s.as.Spec.Evict.Reason
@@ -149,11 +156,14 @@ func noteStart(s situation, st *api.InstanceStatus) {
 func noteExit(s situation, st *api.InstanceStatus) {
 	switch {
 	case s.seen != nil && s.seen.Phase == driver.PhaseExited:
-		if st.State == api.StateRunning || st.State == api.StateStopping || st.FinishedAt == nil ||
+		if st.State == api.StateRunning || st.State == api.StateStopping || st.State == api.StateUnknown || st.FinishedAt == nil ||
 			st.StartedAt != nil && st.FinishedAt.Before(*st.StartedAt) && !st.FinishedAt.Equal(s.seen.FinishedAt) {
 			end(st, s.seen.ExitCode, s.seen.OOMKilled, s.seen.FinishedAt)
+			if s.fenced {
+				st.Reason, st.Message = api.ReasonFenced, "its host was cut off from the pool and stopped it, as it must not run twice"
+			}
 		}
-	case (s.seen == nil || s.seen.Phase == driver.PhaseBroken) && st.State == api.StateRunning:
+	case (s.seen == nil || s.seen.Phase == driver.PhaseBroken) && (st.State == api.StateRunning || st.State == api.StateUnknown):
 		end(st, 255, false, s.now)
 		st.Reason, st.Message = reasonLost, "it was gone without an exit code; the host may have been restarted"
 	}

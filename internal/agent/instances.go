@@ -63,7 +63,9 @@ func (c *instances) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 		sit.unhealthy = l.unhealthy
 		sit.attached = c.awaited(in, l)
 		sit.repin = c.own(runtimeID(in.UID), in, as)
+		sit.fenced = l.fenced
 	}
+	sit.barred = in.Spec.RunsOnce() && !c.mayRun()
 	d := next(sit)
 	if l, ok := c.look(runtimeID(in.UID)); ok && d.status.State == api.StateRunning {
 		d.status.Healthy = l.healthy
@@ -167,6 +169,7 @@ func (c *instances) teardown(ctx context.Context, id string) error {
 			return fmt.Errorf("detach %s: %w", id, err)
 		}
 	}
+	c.unguard(id)
 	c.drop(id)
 	return nil
 }
@@ -305,6 +308,9 @@ func (c *instances) bringUp(ctx context.Context, s store.Store, in *api.Instance
 		return none, "", err
 	}
 	if err := c.connect(ctx, spec, obs); err != nil {
+		return none, "", errors.Join(err, rt.Stop(ctx, id, "KILL", 0))
+	}
+	if err := c.guard(ctx, id, in, rt); err != nil {
 		return none, "", errors.Join(err, rt.Stop(ctx, id, "KILL", 0))
 	}
 	obs.Phase = driver.PhaseRunning

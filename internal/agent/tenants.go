@@ -188,6 +188,9 @@ func (a *Agent) publish(ctx context.Context) error {
 		return err
 	}
 	conds := append(st.Conditions, a.conditions(now)...)
+	if c := n.Condition(api.ConditionHeldBack); c != nil {
+		conds = append(conds, *c) // the control plane's to say
+	}
 	for i := range conds {
 		conds[i].Since = now
 		for _, c := range n.Status.Conditions {
@@ -247,7 +250,10 @@ func (a *Agent) adopt(ctx context.Context, st api.NodeStatus) error {
 
 // conditions tells that the agent works, and what the host cannot enforce.
 func (a *Agent) conditions(now time.Time) []api.Condition {
-	out := []api.Condition{{Type: "Ready", Status: true, Reason: "AgentRuns", Since: now}}
+	out := []api.Condition{{Type: api.ConditionReady, Status: true, Reason: "AgentRuns", Since: now}}
+	if a.Lease != nil {
+		out = append(out, api.Condition{Type: api.ConditionFences, Status: a.Guard != nil, Reason: "Watchdog", Since: now})
+	}
 	a.groupMu.Lock()
 	defer a.groupMu.Unlock()
 	msg := ""

@@ -4,9 +4,12 @@
 package control
 
 import (
+	"context"
 	"log/slog"
 
+	"atoll/api"
 	"atoll/internal/clock"
+	"atoll/internal/control/host"
 	"atoll/internal/policy"
 	"atoll/internal/reconcile"
 )
@@ -23,6 +26,8 @@ type Deps struct {
 	Keep policy.Keep
 	// Rebalance is how the pool is kept in shape; its zero value leaves it as it is.
 	Rebalance RebalanceConfig
+	// Off switches a lost host off for certain; nil: that cannot be done here.
+	Off func(ctx context.Context, n *api.Node) error
 }
 
 // All lists the controllers. To add one: write <name>.go and its line.
@@ -31,7 +36,7 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []reconcile.Controller{p, NewTidy(d)}
+	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off})}
 	if d.Rebalance.Mode != RebalanceOff {
 		all = append(all, NewRebalance(d))
 	}

@@ -321,7 +321,7 @@ func (p *Placement) instance(ctx context.Context, s store.Store, ref api.Ref) (r
 		if why != "" && a.Spec.Evict == nil && in.DeletedAt == nil {
 			return reconcile.Result{}, markEvicted(ctx, s, aref, in.UID, api.Eviction{At: p.clock.Now().UTC(), Reason: why})
 		}
-		if a.Spec.Evict != nil && in.DeletedAt == nil && hasLeft(in, a) {
+		if a.Spec.Evict != nil && in.DeletedAt == nil && (a.Spec.Evict.Lost || hasLeft(in, a)) {
 			return p.unassign(ctx, s, in, a)
 		}
 		if freed {

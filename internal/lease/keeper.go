@@ -59,9 +59,10 @@ type Keeper struct {
 	mu     sync.Mutex
 	loaded bool
 	nodes  map[string]*tenure
-	known  map[string]bool // every node that ever had a lease
-	looked time.Time       // when Look last ran
-	wake   chan struct{}   // a lease was taken: there is an earlier end to wait for
+	known  map[string]bool      // every node that ever had a lease
+	back   map[string]time.Time // until when a node is held back
+	looked time.Time            // when Look last ran
+	wake   chan struct{}        // a lease was taken: there is an earlier end to wait for
 }
 
 // tenure is what is known of a node whose lease is held.
@@ -97,7 +98,7 @@ func NewKeeper(d Deps) *Keeper {
 	if d.FlapPause == 0 {
 		d.FlapPause = time.Minute
 	}
-	return &Keeper{Deps: d, nodes: map[string]*tenure{}, wake: make(chan struct{}, 1)}
+	return &Keeper{Deps: d, nodes: map[string]*tenure{}, known: map[string]bool{}, back: map[string]time.Time{}, wake: make(chan struct{}, 1)}
 }
 
 // Load learns which leases are held. Everybody's time starts now: what was heard by
@@ -107,9 +108,19 @@ func (k *Keeper) Load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list leases: %w", err)
 	}
+	nodes, _, err := store.List[*api.Node](ctx, k.Store, api.Selector{Kind: api.KindNode})
+	if err != nil {
+		return fmt.Errorf("list nodes: %w", err)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.Clock.Now()
+	k.back = map[string]time.Time{}
+	for _, n := range nodes {
+		if c := n.Condition(api.ConditionHeldBack); c != nil && c.Status {
+			k.back[n.Name], _ = n.HeldBack(now) // unreadable: at once
+		}
+	}
 	k.nodes, k.known, k.looked, k.loaded = map[string]*tenure{}, map[string]bool{}, now, true
 	for _, l := range leases {
 		if l.Name != api.LeaseLeader {
@@ -178,8 +189,22 @@ func (k *Keeper) Look(ctx context.Context) (next time.Time, err error) {
 			next = end
 		}
 	}
+	var free []string
+	for name, until := range k.back {
+		if !now.Before(until) {
+			free = append(free, name)
+		} else if until.Before(next) {
+			next = until
+		}
+	}
 	k.mu.Unlock()
 	slices.Sort(due)
+	slices.Sort(free)
+	for _, name := range free {
+		if ferr := k.release(ctx, name); ferr != nil {
+			err = errors.Join(err, ferr)
+		}
+	}
 	for _, name := range due {
 		if lerr := k.lost(ctx, name); lerr != nil {
 			err = errors.Join(err, lerr)
@@ -189,6 +214,23 @@ func (k *Keeper) Look(ctx context.Context) (next time.Time, err error) {
 		next = now
 	}
 	return next, err
+}
+
+// release lets a node that was held back get work again.
+func (k *Keeper) release(ctx context.Context, name string) error {
+	n, err := store.Get[*api.Node](ctx, k.Store, api.Ref{Kind: api.KindNode, Name: name})
+	if err == nil {
+		n = api.Clone(n)
+		n.Status.Conditions = api.SetCondition(n.Status.Conditions, api.Condition{Type: api.ConditionHeldBack, Since: k.Clock.Now().UTC()})
+		_, err = k.Store.Commit(ctx, store.Update(n))
+	}
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		return fmt.Errorf("give %s work again: %w", name, err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.back, name)
+	return nil
 }
 
 // length is how long a node is believed to be there without a heartbeat.
@@ -292,6 +334,7 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 	}
 	ops := []store.Op{op}
 	duration := k.Duration
+	var back api.Condition
 	n, err := store.Get[*api.Node](ctx, k.Store, api.Ref{Kind: api.KindNode, Name: node})
 	switch {
 	case err == nil:
@@ -299,6 +342,7 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 			duration = max(duration, d.D())
 		}
 		if c, changed := k.heldBack(n, next, now); changed {
+			back = c
 			n = api.Clone(n)
 			n.Status.Conditions = api.SetCondition(n.Status.Conditions, c)
 			ops = append(ops, store.Update(n))
@@ -318,6 +362,9 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 	next.Revision = rev
 	k.mu.Lock()
 	k.nodes[node], k.known[node] = &tenure{lease: next, heard: now}, true
+	if delete(k.back, node); back.Status {
+		k.back[node], _ = time.Parse(time.RFC3339, back.Reason)
+	}
 	g := k.grant(next)
 	k.mu.Unlock()
 	select {

@@ -290,6 +290,17 @@ func TestEdgeHostKeepsItsLease(t *testing.T) {
 	})
 }
 
+func condition(t *testing.T, s store.Store) api.Condition {
+	n, err := store.Get[*api.Node](t.Context(), s, api.Ref{Kind: api.KindNode, Name: "isle2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := n.Condition(api.ConditionHeldBack); c != nil {
+		return *c
+	}
+	return api.Condition{}
+}
+
 func TestFlappingIsHeldBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -323,6 +334,9 @@ func TestFlappingIsHeldBack(t *testing.T) {
 			}
 			last = until
 			time.Sleep(6 * time.Second)
+			if c := condition(t, p.mem); back && c.Status != time.Now().Before(until) {
+				t.Errorf("at %s held back until %s: %v", time.Now(), until, c)
+			}
 		}
 		time.Sleep(2 * time.Hour)
 		if _, err := k.Take(ctx, "isle2"); err != nil {
@@ -330,6 +344,9 @@ func TestFlappingIsHeldBack(t *testing.T) {
 		}
 		if _, back := held(); back {
 			t.Error("still held back after hours")
+		}
+		if condition(t, p.mem).Status {
+			t.Error("the condition is still there after hours")
 		}
 		cancel()
 		<-s.ended

@@ -1,0 +1,104 @@
+package agent
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"atoll/api"
+	"atoll/internal/driver"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+// mayRun reports whether what must not run twice may be started now.
+func (a *Agent) mayRun() bool {
+	if a.Lease == nil {
+		return true
+	}
+	a.mu.Lock()
+	behind := a.behind
+	a.mu.Unlock()
+	return !behind && a.Lease.Held()
+}
+
+// LeaseTaken is told that this node has taken its lease anew, at a revision of the
+// store: what the store showed before may have been decided without this node since.
+// It returns when the store shows that much, and looks at everything again.
+func (a *Agent) LeaseTaken(ctx context.Context, rev int64) error {
+	a.mu.Lock()
+	a.behind = true
+	a.mu.Unlock()
+	ref := api.NodeLease(a.Node)
+	if _, _, err := a.Store.List(ctx, api.Selector{Kind: ref.Kind, Name: ref.Name, MinRev: rev}); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.behind = false
+	a.mu.Unlock()
+	a.enqueueKnown()
+	list, _, err := store.List[*api.Assignment](ctx, a.Store, api.Selector{Kind: api.KindAssignment, Fields: map[string]string{"spec.node": a.Node}})
+	if err != nil {
+		return err
+	}
+	for _, as := range list {
+		a.engine.Enqueue("instances", api.RefOf(as))
+	}
+	a.engine.Enqueue("upkeep", upkeepRef)
+	return nil
+}
+
+// LeaseLost stops everything that must not run twice, and returns when it has ended.
+func (a *Agent) LeaseLost(ctx context.Context) {
+	type victim struct {
+		id string
+		rt driver.Runtime
+	}
+	var victims []victim
+	a.mu.Lock()
+	for id, l := range a.lives {
+		if l.once && l.runtime != nil && l.obs.Phase == driver.PhaseRunning {
+			l.fenced = true
+			victims = append(victims, victim{id, l.runtime})
+		}
+	}
+	a.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, v := range victims {
+		wg.Go(func() {
+			if err := v.rt.Stop(ctx, v.id, "KILL", 0); err != nil {
+				a.Log.Error("cannot stop what must not run twice", "instance", v.id, "error", err)
+			}
+		})
+	}
+	wg.Wait()
+	if len(victims) > 0 {
+		a.Log.Warn("the lease ended: stopped what must not run twice", "instances", len(victims))
+	}
+}
+
+// fencePause is between looks whether the lease is held again.
+const fencePause = 500 * time.Millisecond
+
+// guard has what must not run twice stopped when the lease ends, whatever becomes of this process.
+func (a *Agent) guard(ctx context.Context, id string, in *api.Instance, rt driver.Runtime) error {
+	once := in.Spec.RunsOnce()
+	a.set(id, func(l *life) { l.once, l.fenced = once, false })
+	if !once || a.Guard == nil {
+		return nil
+	}
+	if !a.mayRun() {
+		return errs.New(errs.Unavailable, "this host does not hold its lease: what must not run twice is not started")
+	}
+	g, ok := rt.(interface{ Groups(id string) []string })
+	if !ok {
+		return errs.New(errs.Unsupported, "isolation %s cannot promise to run only once", in.Spec.EffectiveIsolation()).WithHint("leave out spec.exclusive, the fixed address and named volumes")
+	}
+	return a.Guard.Guard(ctx, id, g.Groups(id))
+}
+
+func (a *Agent) unguard(id string) {
+	if a.Guard != nil {
+		a.Guard.Unguard(id)
+	}
+}
