@@ -6,6 +6,10 @@ import "time"
 // what instances use now. Streams are framed by package tunnel on the node's side
 // and by WebSocket messages on the caller's; both carry the same channels.
 
+// HeaderNothingDone marks an answer of a server that turned a request away before it
+// did anything: it may be sent to another server, whatever it asks for.
+const HeaderNothingDone = "Atoll-Nothing-Done"
+
 // The channels of a live stream: the first byte of every frame or message.
 const (
 	ChanStdin   byte = 0 // caller -> node; an empty payload closes it

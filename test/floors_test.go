@@ -49,6 +49,7 @@ var floors = map[string]int{
 	"internal/image":          14,
 	// 2 implementations, pure engines
 	"internal/store/…":   20,
+	"internal/tunnel/…":  20,
 	"internal/driver/…":  20,
 	"internal/policy/…":  20,
 	"internal/sched":     20,
@@ -113,12 +114,13 @@ var doors = []struct {
 	{"github.com/cilium/ebpf", []string{"internal/sys/…", "internal/driver/network/…"}, "one door to the kernel"},
 	{"go.etcd.io/etcd", []string{"internal/store/etcdstore"}, "etcd is one implementation of the store"},
 	{"github.com/google/go-containerregistry", []string{"internal/image", "internal/image/registry", "bench/…", "test/…", "test"}, "images are one package's business"},
+	{"github.com/hashicorp/yamux", []string{"internal/tunnel/wire"}, "who opens a stream need not know how it travels"},
 	{"github.com/cedar-policy", []string{"internal/auth"}, "decisions are made in one place"},
 }
 
 // unreachable lists what a binary must not contain, directly or not.
 var unreachable = map[string][]string{
-	"cmd/atoll": {"internal/server", "internal/control", "internal/agent", "internal/sched", "internal/driver", "internal/store/etcdstore", "internal/image", "go.etcd.io/etcd", "github.com/vishvananda/netlink"},
+	"cmd/atoll": {"internal/server", "internal/control", "internal/agent", "internal/sched", "internal/driver", "internal/store/etcdstore", "internal/image", "go.etcd.io/etcd", "github.com/vishvananda/netlink", "github.com/hashicorp/yamux"},
 }
 
 type pkg struct {

@@ -39,6 +39,7 @@ type call struct {
 	id     auth.Identity
 	source string
 	ref    api.Ref // what it is about, as far as known
+	begun  bool    // the route's own code has it: something may have been done
 }
 
 // recorder remembers the status. It unwraps for http.ResponseController and for WebSockets.
@@ -70,7 +71,7 @@ func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 func (r *recorder) Flush() error { return http.NewResponseController(r.ResponseWriter).Flush() }
 
 type stats struct {
-	requests, took, inflight, watchers, streams *metrics.Vec
+	requests, took, inflight, watchers, streams, tunnels *metrics.Vec
 }
 
 func newStats(r *metrics.Registry) stats {
@@ -81,6 +82,7 @@ func newStats(r *metrics.Registry) stats {
 		inflight: r.Gauge("atoll_http_inflight", "Requests being answered."),
 		watchers: r.Gauge("atoll_http_watchers", "Watches open."),
 		streams:  r.Gauge("atoll_http_streams", "Live streams open."),
+		tunnels:  r.Gauge("atoll_http_tunnels", "Connections of nodes open."),
 	}
 }
 
@@ -128,6 +130,7 @@ func (c *call) run() (err error) {
 		}
 	}()
 	if c.route.Public {
+		c.begun = true
 		return c.route.handle(c)
 	}
 	if err := c.authenticate(); err != nil {
@@ -136,6 +139,7 @@ func (c *call) run() (err error) {
 	if err := c.gate(); err != nil {
 		return err
 	}
+	c.begun = true
 	return c.route.handle(c)
 }
 
@@ -238,6 +242,9 @@ func (c *call) fail(err error) {
 	}
 	if c.w.status != 0 {
 		return
+	}
+	if !c.begun {
+		c.w.Header().Set(api.HeaderNothingDone, "true")
 	}
 	writeProblem(c.w, err)
 }

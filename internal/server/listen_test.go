@@ -26,6 +26,7 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/server/door"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
 )
@@ -316,7 +317,7 @@ func TestSlowAndMany(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lim := newLimit(l, 3)
+	lim := door.Limit(l, 3)
 	t.Cleanup(func() { lim.Close() })
 	accepted := make(chan net.Conn, 10)
 	go func() {

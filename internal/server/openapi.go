@@ -238,6 +238,7 @@ func (s *Server) schemas() (obj, error) {
 		"Problem":     schema.FromGo(reflect.TypeFor[Problem]()),
 		"Version":     schema.FromGo(reflect.TypeFor[Version]()),
 		"WhoAmI":      schema.FromGo(reflect.TypeFor[WhoAmI]()),
+		"Endpoints":   schema.FromGo(reflect.TypeFor[Endpoints]()),
 		"Commit":      schema.FromGo(reflect.TypeFor[CommitRequest]()),
 		"Committed":   schema.FromGo(reflect.TypeFor[Committed]()),
 		"UsageReport": schema.FromGo(reflect.TypeFor[api.UsageReport]()),

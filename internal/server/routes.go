@@ -82,6 +82,7 @@ func (s *Server) table() []*Route {
 	for _, d := range api.Definitions() {
 		out = append(out, s.kindRoutes(d)...)
 	}
+	out = append(out, s.serverRoutes()...)
 	return append(out, s.streamRoutes()...)
 }
 

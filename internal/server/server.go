@@ -25,16 +25,21 @@ import (
 	"atoll/internal/metrics"
 	"atoll/internal/plan"
 	"atoll/internal/policy"
+	"atoll/internal/server/once"
 	"atoll/internal/store"
 	"atoll/internal/tunnel"
 )
 
 // Deps is what a Server works with. Store, Auth, Clock and Rand are needed.
 type Deps struct {
-	Store   store.Store
-	Auth    *auth.Authority
-	CA      *auth.CA    // needed with Config.TLSAddr
-	Hub     *tunnel.Hub // the way to the nodes; none: no streams
+	Store store.Store
+	Auth  *auth.Authority
+	CA    *auth.CA    // needed with Config.TLSAddr
+	Hub   *tunnel.Hub // the way to the nodes; none: no streams
+	// NodeStream serves what nodes open to this server, such as their heartbeats; none:
+	// nothing. node is who opened it, by its certificate. An error is told to the node.
+	NodeStream func(ctx context.Context, node string, h tunnel.Header, s *tunnel.Stream) error
+
 	Clock   clock.Clock
 	Rand    io.Reader // cryptographic
 	Log     *slog.Logger
@@ -59,6 +64,9 @@ type Config struct {
 	Socket  string   // path of the unix socket; "": none
 	TLSAddr string   // host:port for TLS; "": none
 	Hosts   []string // names and addresses in the certificate, beside localhost and 127.0.0.1
+	// Advertise is the URL at which others reach TLSAddr, told to clients as long as the
+	// pool has no members; "": none is told.
+	Advertise string
 
 	MaxBody       int64         // bytes of a request's body; default 1 MiB: no object is larger
 	MaxOps        int           // ops of one commit; default 256, so that one caller cannot hold up the others; an external etcd may take fewer
@@ -97,8 +105,8 @@ type Server struct {
 	routes  []*Route
 	handler http.Handler
 	stats   stats
-	keys    *keyring  // answers to Idempotency-Keys
-	buffers sync.Pool // *bytes.Buffer, for lists
+	keys    *once.Ring // answers to Idempotency-Keys
+	buffers sync.Pool  // *bytes.Buffer, for lists
 	ready   atomic.Bool
 	openapi func() ([]byte, error)
 	plans   chan struct{} // as many as may be made at once
@@ -126,7 +134,7 @@ func New(d Deps, cfg Config) *Server {
 	if d.Audit == nil {
 		d.Audit = func(Record) {}
 	}
-	s := &Server{Deps: d, cfg: cfg, keys: newKeyring(d.Clock), held: map[string]int{}, plans: make(chan struct{}, plansAtOnce)}
+	s := &Server{Deps: d, cfg: cfg, keys: once.New(d.Clock), held: map[string]int{}, plans: make(chan struct{}, plansAtOnce)}
 	s.stats = newStats(d.Metrics)
 	s.routes = s.table()
 	s.openapi = sync.OnceValues(s.document)

@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"io"
 	"net"
+	"slices"
 	"sync"
 
 	"atoll/api"
@@ -47,7 +48,12 @@ type Stream struct {
 	conn net.Conn
 	r    *bufio.Reader
 	mu   sync.Mutex // one frame at a time
+	buf  []byte     // a small frame with its head
 }
+
+// small is what is put behind its head and sent in one piece. A connection that is
+// multiplexed and encrypted pays for each piece, and most frames are a line or a key.
+const small = 4 << 10
 
 // NewStream frames a connection.
 func NewStream(c net.Conn) *Stream { return &Stream{conn: c, r: bufio.NewReaderSize(c, 16<<10)} }
@@ -58,16 +64,28 @@ func (s *Stream) Write(ch byte, p []byte) error {
 	defer s.mu.Unlock()
 	for {
 		n := min(len(p), MaxFrame)
-		head := [5]byte{ch}
-		binary.BigEndian.PutUint32(head[1:], uint32(n))
-		bufs := net.Buffers{head[:], p[:n]}
-		if _, err := bufs.WriteTo(s.conn); err != nil {
+		if err := s.frame(ch, p[:n]); err != nil {
 			return err
 		}
 		if p = p[n:]; len(p) == 0 {
 			return nil
 		}
 	}
+}
+
+// frame sends one frame; s.mu is held.
+func (s *Stream) frame(ch byte, p []byte) error {
+	var head [5]byte
+	head[0] = ch
+	binary.BigEndian.PutUint32(head[1:], uint32(len(p)))
+	if len(p) <= small {
+		s.buf = append(append(s.buf[:0], head[:]...), p...)
+		_, err := s.conn.Write(s.buf)
+		return err
+	}
+	bufs := net.Buffers{head[:], p}
+	_, err := bufs.WriteTo(s.conn)
+	return err
 }
 
 // WriteJSON sends v as one frame.
@@ -137,47 +155,74 @@ func Serve(ctx context.Context, conn net.Conn, fn Handler) error {
 	return nil
 }
 
+// Open begins a stream on a connection: it sends the header. The connection is
+// closed when that fails.
+func Open(conn net.Conn, head Header) (*Stream, error) {
+	s := NewStream(conn)
+	if err := s.WriteJSON(chanHeader, head); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Dial gives a new connection to a node.
+type Dial func(ctx context.Context) (net.Conn, error)
+
 // Hub knows how to reach the nodes that dialled in.
 type Hub struct {
 	mu    sync.Mutex
-	nodes map[string]func(ctx context.Context) (net.Conn, error)
+	nodes map[string][]*Dial // the newest last
 }
 
 // NewHub is empty.
-func NewHub() *Hub { return &Hub{nodes: map[string]func(context.Context) (net.Conn, error){}} }
+func NewHub() *Hub { return &Hub{nodes: map[string][]*Dial{}} }
 
-// Register makes a node reachable; the returned func takes that back. A later
-// registration of the same node replaces an earlier one.
-func (h *Hub) Register(node string, dial func(ctx context.Context) (net.Conn, error)) (remove func()) {
+// Register makes a node reachable; the returned func takes that back, and only
+// that: a node whose connection broke is often back before the end of the old one is
+// noticed. Of several registrations of a node the newest is used.
+func (h *Hub) Register(node string, dial Dial) (remove func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	entry := dial
-	h.nodes[node] = entry
+	entry := &dial
+	h.nodes[node] = append(h.nodes[node], entry)
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		delete(h.nodes, node)
+		rest := slices.DeleteFunc(slices.Clone(h.nodes[node]), func(d *Dial) bool { return d == entry })
+		if h.nodes[node] = rest; len(rest) == 0 {
+			delete(h.nodes, node)
+		}
 	}
 }
 
-// Open starts a stream to a node; errs.Unavailable when it is not connected.
+// Open starts a stream to a node; errs.Unavailable when it is not connected. A
+// connection that is just ending is passed over for an older one that is not.
 func (h *Hub) Open(ctx context.Context, node string, head Header) (*Stream, error) {
 	h.mu.Lock()
-	dial := h.nodes[node]
+	dials := h.nodes[node]
 	h.mu.Unlock()
-	if dial == nil {
+	if len(dials) == 0 {
 		return nil, errs.New(errs.Unavailable, "node %s is not connected", node).WithHint("atoll describe node/%s", node)
 	}
-	c, err := dial(ctx)
-	if err != nil {
-		return nil, errs.New(errs.Unavailable, "connect to node %s: %w", node, err)
+	var first error
+	for _, dial := range slices.Backward(dials) {
+		c, err := (*dial)(ctx)
+		if err == nil {
+			s, err := Open(c, head)
+			if err != nil {
+				return nil, errs.New(errs.Unavailable, "open stream to node %s: %w", node, err)
+			}
+			return s, nil
+		}
+		if first == nil {
+			first = err
+		}
+		if ctx.Err() != nil {
+			break
+		}
 	}
-	s := NewStream(c)
-	if err := s.WriteJSON(chanHeader, head); err != nil {
-		s.Close()
-		return nil, errs.New(errs.Unavailable, "open stream to node %s: %w", node, err)
-	}
-	return s, nil
+	return nil, errs.New(errs.Unavailable, "connect to node %s: %w", node, first)
 }
 
 // Nodes lists who is connected.

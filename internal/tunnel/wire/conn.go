@@ -1,0 +1,100 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"atoll/internal/clock"
+)
+
+// heard is a connection that knows when it last brought something. It also joins
+// the head of a message with its body: the multiplexer writes them one after the
+// other, and each write would become a TLS record and a system call of its own.
+type heard struct {
+	net.Conn
+	clock clock.Clock
+	begin time.Time
+	last  atomic.Int64 // ns after begin
+
+	out  []byte // a head that waits for its body; only the multiplexer's sender writes
+	body bool
+}
+
+func newHeard(c net.Conn, clk clock.Clock) *heard {
+	return &heard{Conn: c, clock: clk, begin: clk.Now()}
+}
+
+// Read notes that something came.
+func (h *heard) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	if n > 0 {
+		h.last.Store(int64(h.clock.Now().Sub(h.begin)))
+	}
+	return n, err
+}
+
+func (h *heard) quiet() time.Duration {
+	return h.clock.Now().Sub(h.begin) - time.Duration(h.last.Load())
+}
+
+const (
+	headSize = 12 // version, type, flags (2), stream (4), length (4)
+	typeData = 0
+	maxJoin  = 16 << 10 // larger bodies fill records by themselves
+)
+
+// Write sends what the multiplexer writes: heads of 12 bytes, and after a head that
+// announces data, the data.
+func (h *heard) Write(p []byte) (int, error) {
+	switch {
+	case h.body:
+		h.body = false
+		if len(p) > maxJoin {
+			if _, err := h.Conn.Write(h.out); err != nil {
+				return 0, err
+			}
+			return h.Conn.Write(p)
+		}
+		h.out = append(h.out, p...)
+		_, err := h.Conn.Write(h.out)
+		if err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	case len(p) == headSize && p[1] == typeData && binary.BigEndian.Uint32(p[8:]) > 0:
+		h.body = true
+		h.out = append(h.out[:0], p...)
+		return len(p), nil
+	}
+	return h.Conn.Write(p)
+}
+
+// stream is one stream as a net.Conn. Closing ends both directions, as with other
+// connections: the multiplexer's own close leaves the other side writing to nobody.
+type stream struct {
+	*yamux.Stream
+	once sync.Once
+	done func()
+}
+
+// Read ends the stream when the other side has closed it: nobody reads there any more.
+func (s *stream) Read(p []byte) (int, error) {
+	n, err := s.Stream.Read(p)
+	if errors.Is(err, io.EOF) {
+		s.Close()
+	}
+	return n, err
+}
+
+// Close ends the stream. What was written before still arrives.
+func (s *stream) Close() error {
+	s.once.Do(s.done)
+	return s.Stream.Close()
+}
