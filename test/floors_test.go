@@ -27,6 +27,7 @@ var floors = map[string]int{
 	"internal/clock": 0,
 	"api":            1,
 	"web":            1,
+	"deploy":         1,
 	// 1 contracts and edges
 	"internal/sys/…":   10,
 	"internal/store":   11,

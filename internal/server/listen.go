@@ -16,6 +16,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/server/door"
 	"atoll/internal/store"
 	"atoll/internal/sys/peer"
 )
@@ -64,11 +65,11 @@ func (s *Server) listen(ctx context.Context) ([]net.Listener, error) {
 		return nil, err
 	}
 	if s.cfg.Socket != "" {
-		l, err := listenSocket(ctx, s.cfg.Socket)
+		l, err := door.Socket(ctx, s.cfg.Socket)
 		if err != nil {
 			return fail(err)
 		}
-		out = append(out, newLimit(l, s.cfg.MaxConns))
+		out = append(out, door.NewLimit(l, s.cfg.MaxConns))
 	}
 	if s.cfg.TLSAddr != "" {
 		if s.CA == nil {
@@ -84,7 +85,7 @@ func (s *Server) listen(ctx context.Context) ([]net.Listener, error) {
 		if err != nil {
 			return fail(errs.New(errs.Unavailable, "listen on %s: %w", s.cfg.TLSAddr, err).WithHint("another program may use this port: choose another with --listen"))
 		}
-		out = append(out, tls.NewListener(newLimit(l, s.cfg.MaxConns), conf))
+		out = append(out, tls.NewListener(door.NewLimit(l, s.cfg.MaxConns), conf))
 	}
 	return out, nil
 }
@@ -95,31 +96,6 @@ func (s *Server) hosts() []string {
 		hosts = append(hosts, h)
 	}
 	return append(hosts, s.cfg.Hosts...)
-}
-
-// listenSocket takes over a socket that nobody listens on any more.
-func listenSocket(ctx context.Context, path string) (net.Listener, error) {
-	var d net.Dialer
-	if c, err := d.DialContext(ctx, "unix", path); err == nil {
-		c.Close()
-		return nil, errs.New(errs.Conflict, "a server is running already on %s", path).WithHint("stop it first, or use another directory")
-	}
-	if fi, err := os.Lstat(path); err == nil && fi.Mode()&os.ModeSocket != 0 {
-		if err := os.Remove(path); err != nil {
-			return nil, errs.New(errs.Unavailable, "remove the socket a dead server left: %w", err)
-		}
-	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, errs.New(errs.Unavailable, "listen on %s: %w", path, err)
-	}
-	// Everybody may connect: the kernel says who they are, and package auth what they may do.
-	if err := os.Chmod(path, 0o666); err != nil {
-		l.Close()
-		return nil, errs.New(errs.Unavailable, "open the socket to all users: %w", err)
-	}
-	return l, nil
 }
 
 type connKey struct{}
@@ -175,78 +151,10 @@ func (s *Server) identify(c net.Conn) *connInfo {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
 	}
-	if l, ok := c.(*limitedConn); ok {
-		return &connInfo{cred: l.cred}
+	if l, ok := c.(*door.Conn); ok {
+		return &connInfo{cred: l.Cred}
 	}
 	return &connInfo{}
-}
-
-// limit bounds the connections of one host account or address, so that one caller
-// cannot use up the descriptors of all. Administrators are not counted.
-type limit struct {
-	net.Listener
-	max int
-	mu  sync.Mutex
-	m   map[string]int
-}
-
-func newLimit(l net.Listener, n int) *limit { return &limit{Listener: l, max: n, m: map[string]int{}} }
-
-// Accept gives the next connection of somebody who has not too many.
-func (l *limit) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		lc := &limitedConn{Conn: c, l: l}
-		if cred, err := peer.Of(c); err == nil {
-			lc.cred = &cred
-			if cred.UID != 0 {
-				lc.key = fmt.Sprint("uid ", cred.UID)
-			}
-		} else if host, _, err := net.SplitHostPort(c.RemoteAddr().String()); err == nil {
-			lc.key = host
-		}
-		if lc.key == "" || l.take(lc.key) {
-			return lc, nil
-		}
-		lc.key = ""
-		c.Close()
-	}
-}
-
-func (l *limit) take(key string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.m[key] >= l.max {
-		return false
-	}
-	l.m[key]++
-	return true
-}
-
-type limitedConn struct {
-	net.Conn
-	l    *limit
-	cred *peer.Cred
-	key  string
-	once sync.Once
-}
-
-// Close gives the place back.
-func (c *limitedConn) Close() error {
-	c.once.Do(func() {
-		if c.key == "" {
-			return
-		}
-		c.l.mu.Lock()
-		defer c.l.mu.Unlock()
-		if c.l.m[c.key]--; c.l.m[c.key] == 0 {
-			delete(c.l.m, c.key)
-		}
-	})
-	return c.Conn.Close()
 }
 
 const followRetry = 200 * time.Millisecond

@@ -26,6 +26,7 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/server/door"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
 )
@@ -294,11 +295,14 @@ func TestTLS(t *testing.T) {
 		t.Fatal("a token would travel in the clear")
 	}
 	// Nodes show certificates.
-	pair, err := ca.NodeCertificate("isle1")
-	if err != nil {
+	pair, id := nodePair(t, ca, "isle1")
+	n := f.remote(remote.Config{URL: "https://" + addr, CA: pem, Cert: pair, Full: true})
+	if _, err = n.WhoAmI(ctx); !errors.Is(err, errs.Unauthenticated) {
+		t.Fatalf("a certificate is enough without an identity: %v", err)
+	}
+	if _, err := f.mem.Commit(ctx, store.Set(id)); err != nil {
 		t.Fatal(err)
 	}
-	n := f.remote(remote.Config{URL: "https://" + addr, CA: pem, Cert: pair, Full: true})
 	if w, err = n.WhoAmI(ctx); err != nil || w.Node != "isle1" {
 		t.Fatalf("%+v %v", w, err)
 	}
@@ -316,7 +320,7 @@ func TestSlowAndMany(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lim := newLimit(l, 3)
+	lim := door.NewLimit(l, 3)
 	t.Cleanup(func() { lim.Close() })
 	accepted := make(chan net.Conn, 10)
 	go func() {

@@ -265,20 +265,6 @@ func TestIdempotency(t *testing.T) {
 	post(f, "k5", body).want(201)
 }
 
-func TestKeyringIsBounded(t *testing.T) {
-	k := newKeyring(clock.Real{})
-	for i := range maxKeys + 100 {
-		s, err := k.take(t.Context(), fmt.Sprint(i), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		k.give(s, tenantObj("a"))
-	}
-	if len(k.slots) > maxKeys || len(k.order) > maxKeys {
-		t.Fatalf("%d slots, %d in order", len(k.slots), len(k.order))
-	}
-}
-
 func TestPaging(t *testing.T) {
 	f := newFixture(t, Config{})
 	for i := range 25 {

@@ -135,6 +135,11 @@ func exampleSpec(k api.Kind) obj {
 
 func parameters(rt *Route) []obj {
 	out := []obj{}
+	for _, part := range []string{"os", "arch", "binary"} {
+		if strings.Contains(rt.Path, "{"+part+"}") {
+			out = append(out, obj{"name": part, "in": "path", "required": true, "schema": obj{"type": "string"}})
+		}
+	}
 	if strings.Contains(rt.Path, "{name}") {
 		doc := "name of the object"
 		if rt.Def != nil && rt.Def.Kind == api.KindTenant {
@@ -234,16 +239,21 @@ func errKinds() []errs.Kind {
 
 func (s *Server) schemas() (obj, error) {
 	out := obj{
-		"Quantity":    obj{"type": "string", "description": "an amount: 500m, 2, 512Mi, 10G", "pattern": `^[0-9.]+(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$`},
-		"Problem":     schema.FromGo(reflect.TypeFor[Problem]()),
-		"Version":     schema.FromGo(reflect.TypeFor[Version]()),
-		"WhoAmI":      schema.FromGo(reflect.TypeFor[WhoAmI]()),
-		"Commit":      schema.FromGo(reflect.TypeFor[CommitRequest]()),
-		"Committed":   schema.FromGo(reflect.TypeFor[Committed]()),
-		"UsageReport": schema.FromGo(reflect.TypeFor[api.UsageReport]()),
-		"PlanRequest": schema.FromGo(reflect.TypeFor[api.PlanRequest]()),
-		"PlanAnswer":  schema.FromGo(reflect.TypeFor[api.PlanAnswer]()),
-		"List":        schema.List(obj{"type": "object", "description": "an object of any kind"}),
+		"Quantity":     obj{"type": "string", "description": "an amount: 500m, 2, 512Mi, 10G", "pattern": `^[0-9.]+(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$`},
+		"Problem":      schema.FromGo(reflect.TypeFor[Problem]()),
+		"Version":      schema.FromGo(reflect.TypeFor[Version]()),
+		"WhoAmI":       schema.FromGo(reflect.TypeFor[WhoAmI]()),
+		"Commit":       schema.FromGo(reflect.TypeFor[CommitRequest]()),
+		"Committed":    schema.FromGo(reflect.TypeFor[Committed]()),
+		"UsageReport":  schema.FromGo(reflect.TypeFor[api.UsageReport]()),
+		"JoinInfo":     schema.FromGo(reflect.TypeFor[api.JoinInfo]()),
+		"JoinRequest":  schema.FromGo(reflect.TypeFor[api.JoinRequest]()),
+		"RenewRequest": schema.FromGo(reflect.TypeFor[api.RenewRequest]()),
+		"JoinAnswer":   schema.FromGo(reflect.TypeFor[api.JoinAnswer]()),
+		"Revocation":   schema.FromGo(reflect.TypeFor[api.Revocation]()),
+		"PlanRequest":  schema.FromGo(reflect.TypeFor[api.PlanRequest]()),
+		"PlanAnswer":   schema.FromGo(reflect.TypeFor[api.PlanAnswer]()),
+		"List":         schema.List(obj{"type": "object", "description": "an object of any kind"}),
 		"WatchLine": obj{"type": "object", "required": []string{"type", "revision"}, "properties": obj{
 			"type":     obj{"type": "string", "enum": []string{"put", "delete", "ping", "error"}},
 			"revision": obj{"type": "integer", "description": "where to go on with rev"},

@@ -78,7 +78,7 @@ var (
 
 // table lists every route.
 func (s *Server) table() []*Route {
-	out := append(s.commonRoutes(), s.planRoute())
+	out := append(append(s.commonRoutes(), s.planRoute()), s.joinRoutes()...)
 	for _, d := range api.Definitions() {
 		out = append(out, s.kindRoutes(d)...)
 	}
@@ -129,11 +129,15 @@ func (s *Server) kindRoutes(d *api.Definition) []*Route {
 	if d.ReadOnly {
 		return out
 	}
+	del := tenant
+	if d.Kind == api.KindNode {
+		del = []Param{{"force", "boolean", "although instances are assigned to it: they are given up there and placed anew"}, {"off", "boolean", "with force: it is switched off, for certain; nothing runs there any more"}}
+	}
 	return append(out,
 		&Route{Method: "POST", Path: base, ID: "create" + k, Doc: "Creates. " + d.Doc, Verb: api.VerbCreate, Def: d, Query: tenant, Body: typeJSON, Schema: k, Answer: typeJSON, Result: k, Status: http.StatusCreated, handle: (*call).create},
 		&Route{Method: "PUT", Path: one, ID: "replace" + k, Doc: "Replaces spec, labels and annotations; what the server keeps stays.", Verb: api.VerbUpdate, Def: d, Query: tenant, Body: typeJSON, Schema: k, Answer: typeJSON, Result: k, handle: (*call).replace},
 		&Route{Method: "PATCH", Path: one, ID: "patch" + k, Doc: "Changes what the merge patch (RFC 7396) names.", Verb: api.VerbUpdate, Def: d, Query: tenant, Body: typePatch, Schema: k, Answer: typeJSON, Result: k, handle: (*call).patch},
-		&Route{Method: "DELETE", Path: one, ID: "delete" + k, Doc: "Removes: at once (200), or as soon as all is cleaned up (202).", Verb: api.VerbDelete, Def: d, Query: tenant, Answer: typeJSON, Result: k, handle: (*call).remove},
+		&Route{Method: "DELETE", Path: one, ID: "delete" + k, Doc: "Removes: at once (200), or as soon as all is cleaned up (202).", Verb: api.VerbDelete, Def: d, Query: del, Answer: typeJSON, Result: k, handle: (*call).remove},
 	)
 }
 

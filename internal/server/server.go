@@ -20,11 +20,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"atoll/api"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/metrics"
 	"atoll/internal/plan"
 	"atoll/internal/policy"
+	"atoll/internal/server/enroll"
+	"atoll/internal/server/once"
 	"atoll/internal/store"
 	"atoll/internal/tunnel"
 )
@@ -59,6 +62,11 @@ type Config struct {
 	Socket  string   // path of the unix socket; "": none
 	TLSAddr string   // host:port for TLS; "": none
 	Hosts   []string // names and addresses in the certificate, beside localhost and 127.0.0.1
+
+	Node      string           // the host this server runs on; "": none of the pool's
+	Advertise []string         // where hosts that join reach this server: https://10.0.0.1:7443; none: nobody can join
+	Pool      api.PoolSettings // what hosts that join are told
+	Binaries  string           // directory of the programs that hosts may fetch; "": none
 
 	MaxBody       int64         // bytes of a request's body; default 1 MiB: no object is larger
 	MaxOps        int           // ops of one commit; default 256, so that one caller cannot hold up the others; an external etcd may take fewer
@@ -97,10 +105,11 @@ type Server struct {
 	routes  []*Route
 	handler http.Handler
 	stats   stats
-	keys    *keyring  // answers to Idempotency-Keys
-	buffers sync.Pool // *bytes.Buffer, for lists
+	keys    *once.Ring // answers to Idempotency-Keys
+	buffers sync.Pool  // *bytes.Buffer, for lists
 	ready   atomic.Bool
 	openapi func() ([]byte, error)
+	desk    *enroll.Desk
 	plans   chan struct{} // as many as may be made at once
 	planned atomic.Pointer[plan.Items]
 
@@ -126,7 +135,8 @@ func New(d Deps, cfg Config) *Server {
 	if d.Audit == nil {
 		d.Audit = func(Record) {}
 	}
-	s := &Server{Deps: d, cfg: cfg, keys: newKeyring(d.Clock), held: map[string]int{}, plans: make(chan struct{}, plansAtOnce)}
+	s := &Server{Deps: d, cfg: cfg, keys: once.New(d.Clock), held: map[string]int{}, plans: make(chan struct{}, plansAtOnce)}
+	s.desk = s.newDesk()
 	s.stats = newStats(d.Metrics)
 	s.routes = s.table()
 	s.openapi = sync.OnceValues(s.document)

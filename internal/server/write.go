@@ -14,6 +14,7 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/errs"
 	"atoll/internal/server/name"
+	"atoll/internal/server/once"
 	"atoll/internal/server/patch"
 	"atoll/internal/store"
 )
@@ -98,15 +99,15 @@ func (c *call) create() error {
 		return c.created(o)
 	}
 	scope := c.id.User + "\x00" + c.id.Node + "\x00" + c.r.URL.RequestURI() + "\x00" + key
-	slot, err := c.keys.take(c.r.Context(), scope, b)
+	slot, err := c.keys.Take(c.r.Context(), scope, b)
 	if err != nil {
 		return err
 	}
-	if o := slot.answer; o != nil {
+	if o := slot.Answer; o != nil {
 		return c.created(o)
 	}
-	o, err := c.createOnce(b, digest(scope), digest(string(b)))
-	c.keys.give(slot, o) // nil after an error: the next attempt is made anew
+	o, err := c.createOnce(b, once.Digest(scope), once.Digest(string(b)))
+	c.keys.Give(slot, withoutSecret(o))
 	if err != nil {
 		return err
 	}
@@ -271,6 +272,9 @@ func stale(ref api.Ref, have, want int64) error {
 
 func (c *call) remove() error {
 	ref := c.target()
+	if ref.Kind == api.KindNode {
+		return c.removeNode(ref)
+	}
 	rev, err := c.ifMatch()
 	if err != nil {
 		return err
