@@ -56,6 +56,7 @@ var floors = map[string]int{
 	"internal/balance":   20,
 	"internal/balance/…": 20,
 	"internal/reconcile": 20,
+	"internal/join":      20, // a host's key, certificate and renewal
 	"internal/plan":      25, // asks sched, policies and admission what would be
 	// 3 actors
 	"internal/control": 30,

@@ -104,6 +104,9 @@ func ParseAuthority(certPEM []byte) (*x509.Certificate, error) {
 	return c, nil
 }
 
+// AuthorityHash is by what join tokens name an authority.
+func AuthorityHash(c *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(c.Raw) }
+
 // PinnedTLS is how a host speaks to a pool of which it only has the hash of the
 // authority, from a join token: the server must show that authority, and a
 // certificate of a server that it signed.

@@ -89,8 +89,8 @@ func (d *Desk) Expiry(t *api.JoinToken) error {
 
 func (d *Desk) now() time.Time { return d.Clock.Now().UTC().Round(time.Millisecond) }
 
-// Join takes a host in. from is the address it calls from. Repeated with the same
-// token and key, because the answer was lost, it answers the same and counts nothing.
+// Join takes a host in. from is the address it calls from. Who is in already, by the
+// same key, gets the same answer, and nothing is counted: its first one was lost.
 func (d *Desk) Join(ctx context.Context, req api.JoinRequest, from string) (*api.JoinAnswer, error) {
 	if d.CA == nil {
 		return nil, errs.New(errs.Unsupported, "this server takes no hosts in")
@@ -213,8 +213,8 @@ func (d *Desk) admit(ctx context.Context, a arrival) (*api.NodeIdentity, error) 
 		return nil, err
 	}
 	role := p.token.Spec.EffectiveRole()
-	if p.id != nil && p.id.Spec.Revoked == "" && p.id.Spec.KeyHash == a.key && p.id.Spec.Token == p.token.Name && p.id.Spec.Role == role {
-		return p.id, nil // the answer was lost
+	if p.id != nil && p.id.Spec.Revoked == "" && p.id.Spec.KeyHash == a.key && p.id.Spec.Role == role {
+		return p.id, nil // it is in already: the answer was lost, or it asks once more
 	}
 	if err := d.mayTake(a, p); err != nil {
 		return nil, err
