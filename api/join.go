@@ -153,3 +153,46 @@ func nodeIdentityDefinition() *Definition {
 		Fields: map[string]func(Object) string{},
 	}
 }
+
+// JoinInfo is what an operator must know to let a host join: the answer of GET /v1/join.
+type JoinInfo struct {
+	Endpoints []string `json:"endpoints" doc:"where hosts reach the API"`
+	Pin       string   `json:"pin" doc:"SHA-256 of this server's public key, for curl --pinnedpubkey" example:"sha256//…"`
+}
+
+// JoinRequest is the body of POST /v1/join: a host asks to be taken in.
+type JoinRequest struct {
+	Token   string `json:"token" doc:"the join token, as it was shown"`
+	CSR     string `json:"csr" doc:"certificate request, PEM; only its key counts"`
+	Node    string `json:"node" doc:"name the host wants" example:"isle2"`
+	Address string `json:"address,omitempty" doc:"where it can be reached" example:"10.0.0.2"`
+	Version string `json:"version,omitempty" doc:"version of its atolld"`
+	Arch    string `json:"arch,omitempty" doc:"its CPU architecture" example:"amd64"`
+}
+
+// RenewRequest is the body of POST /v1/join/renew. The request's own signature
+// proves that the key is there, so it needs no token and no valid certificate.
+type RenewRequest struct {
+	CSR  string `json:"csr" doc:"certificate request of the key that is known, PEM"`
+	Node string `json:"node" doc:"the host that has the key" example:"isle2"`
+}
+
+// JoinAnswer is what a host gets that joined or renewed.
+type JoinAnswer struct {
+	Node        string       `json:"node" doc:"its name"`
+	Role        JoinRole     `json:"role" doc:"what it is" enum:"node|server|witness"`
+	Certificate string       `json:"certificate" doc:"its certificate, PEM"`
+	Authority   string       `json:"authority" doc:"certificate of the pool's authority, PEM"`
+	Endpoints   []string     `json:"endpoints" doc:"where the API answers"`
+	Pool        PoolSettings `json:"pool,omitzero" doc:"what is the same on every host"`
+}
+
+// PoolSettings are settings that every host of a pool must share.
+type PoolSettings struct {
+	Subnet string `json:"subnet,omitempty" doc:"addresses of instances on the default network" example:"10.88.0.0/16"`
+}
+
+// Revocation is the body of POST /v1/nodes/{name}/revoke.
+type Revocation struct {
+	Why string `json:"why,omitempty" doc:"for people" example:"stolen"`
+}

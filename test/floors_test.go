@@ -27,6 +27,7 @@ var floors = map[string]int{
 	"internal/clock": 0,
 	"api":            1,
 	"web":            1,
+	"deploy":         1,
 	// 1 contracts and edges
 	"internal/sys/…":   10,
 	"internal/store":   11,
@@ -57,6 +58,7 @@ var floors = map[string]int{
 	"internal/balance/…": 20,
 	"internal/reconcile": 20,
 	"internal/lease":     20,
+	"internal/join":      20, // a host's key, certificate and renewal
 	"internal/plan":      25, // asks sched, policies and admission what would be
 	// 3 actors
 	"internal/control/host": 29, // listed by control
@@ -64,24 +66,25 @@ var floors = map[string]int{
 	"internal/agent":        30,
 	// 4 surfaces; the command line in storeys: what it is made of, what verbs are made
 	// of, the verbs by subject, the list of them
-	"internal/cli/render":   32,
-	"internal/cli/term":     32,
-	"internal/cli/parse":    33,
-	"internal/cli/conn":     34,
-	"internal/cli/stream":   35,
-	"internal/cli/verb":     36,
-	"internal/cli/live":     37,
-	"internal/cli/object":   37,
-	"internal/cli/plan":     37,
-	"internal/cli/setup":    37,
-	"internal/cli/tell":     38,
-	"internal/cli/pool":     39,
-	"internal/server/…":     39, // what the server reads and writes in its own way
-	"internal/sim/scenario": 39,
-	"internal/sim/report":   39,
-	"internal/server":       40,
-	"internal/cli":          40,
-	"internal/sim":          40,
+	"internal/cli/render":    32,
+	"internal/cli/term":      32,
+	"internal/cli/parse":     33,
+	"internal/cli/conn":      34,
+	"internal/cli/stream":    35,
+	"internal/cli/verb":      36,
+	"internal/cli/live":      37,
+	"internal/cli/object":    37,
+	"internal/cli/plan":      37,
+	"internal/cli/setup":     37,
+	"internal/cli/tell":      38,
+	"internal/cli/pool":      39,
+	"internal/server/schema": 38,
+	"internal/server/…":      39, // what the server reads and writes in its own way
+	"internal/sim/scenario":  39,
+	"internal/sim/report":    39,
+	"internal/server":        40,
+	"internal/cli":           40,
+	"internal/sim":           40,
 	// 5 assembly
 	"cmd/atolld/builtin": 45, // also what benches decide by
 	"test/rig":           48, // pools for tests and benches

@@ -22,13 +22,14 @@ import (
 // underscores) > file > default. What can change while it runs is a kind in the
 // store instead.
 type config struct {
-	Node   string `json:"node"`   // name of this host in the pool; default: its host name
-	State  string `json:"state"`  // what must survive a reboot
-	Run    string `json:"run"`    // what need not
-	Socket string `json:"socket"` // unix socket of the API
-	Listen string `json:"listen"` // host:port of the API over TLS; "": none
-	Subnet string `json:"subnet"` // addresses of instances on the default network
-	Group  string `json:"group"`  // name of Atoll's tree in the host's cgroups
+	Node      string `json:"node"`      // name of this host in the pool; default: its host name
+	State     string `json:"state"`     // what must survive a reboot
+	Run       string `json:"run"`       // what need not
+	Socket    string `json:"socket"`    // unix socket of the API
+	Listen    string `json:"listen"`    // host:port of the API over TLS; "": none
+	Advertise string `json:"advertise"` // where hosts that join reach the API, host:port, comma-separated; default: follows from listen
+	Subnet    string `json:"subnet"`    // addresses of instances on the default network
+	Group     string `json:"group"`     // name of Atoll's tree in the host's cgroups
 
 	EtcdEndpoints string `json:"etcdEndpoints"` // external etcd, comma-separated; default: an embedded one
 	EtcdUser      string `json:"etcdUser"`      // with a password in ATOLLD_ETCD_PASSWORD
@@ -127,6 +128,7 @@ func (c *config) flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.Run, "run", c.Run, "`directory` for what need not; keep it short and in memory")
 	fs.StringVar(&c.Socket, "socket", c.Socket, "unix `socket` of the API (default RUN/atoll.sock)")
 	fs.StringVar(&c.Listen, "listen", c.Listen, "`host:port` of the API over TLS; empty: none")
+	fs.StringVar(&c.Advertise, "advertise", c.Advertise, "where other hosts reach the API, `host:port,…`; default: follows from --listen")
 	fs.StringVar(&c.Subnet, "subnet", c.Subnet, "addresses of instances on the default network")
 	fs.StringVar(&c.Group, "group", c.Group, "name of Atoll's tree in the host's cgroups")
 	fs.StringVar(&c.EtcdEndpoints, "etcd-endpoints", c.EtcdEndpoints, "external etcd, comma-separated `URLs`; default: an embedded one")
@@ -203,6 +205,9 @@ func (c *config) check() error {
 		if v[0] < 0 || v[0] > v[1] {
 			f = append(f, errs.Field{Field: name, Value: strconv.Itoa(v[0]), Rule: fmt.Sprintf("must be 0 to %d", v[1]), Example: "1"})
 		}
+	}
+	if _, err := advertised(*c); err != nil {
+		f = append(f, errs.Field{Field: "advertise", Value: c.Advertise, Rule: "must be addresses other hosts can reach, with their port, separated by commas", Example: "10.0.0.1:7443"})
 	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		f = append(f, errs.Field{Field: "log-format", Value: c.LogFormat, Rule: "must be text or json", Example: "json"})

@@ -29,6 +29,7 @@ type verb struct {
 func verbs() []verb {
 	return []verb{
 		{"up", "run the pool on this host: API, controllers and agent in one process", runUp},
+		{"join", "join this host to a pool (atolld join URL --token TOKEN)", runJoin},
 		{"doctor", "look the host over and say what to do", runDoctor},
 		{"down", "take every trace of Atoll off this host; the data stays unless --data is given", runDown},
 		{"sim", "the digital twin: play scenarios on simulated hosts (atolld sim --help)", runSim},

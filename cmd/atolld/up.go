@@ -62,6 +62,9 @@ func runUp(ctx context.Context, args []string) error {
 	if os.Geteuid() != 0 {
 		return errs.New(errs.Denied, "atolld up needs root: it makes namespaces, cgroups and network interfaces").WithHint("sudo atolld up")
 	}
+	if err := notJoined(c); err != nil {
+		return err
+	}
 	unlock, err := prepareDirs(c)
 	if err != nil {
 		return err
@@ -89,6 +92,9 @@ func runUp(ctx context.Context, args []string) error {
 	if err := bootstrap(gctx, st, clk, imgs); err != nil {
 		return errors.Join(err, g.Wait())
 	}
+	if err := knowSelf(gctx, st, clk, c); err != nil {
+		return errors.Join(err, g.Wait())
+	}
 	if err := settleIn(c); err != nil {
 		log.Warn("the daemon shares the CPU with everything else on the host", "error", err)
 	}
@@ -111,7 +117,7 @@ func runUp(ctx context.Context, args []string) error {
 	}
 	ca := auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
 	srv := server.New(server.Deps{Store: st, Auth: auth.New(clk, auth.Config{}), CA: ca, Hub: hub, Clock: clk, Rand: rand.Reader, Log: log,
-		Lists: cache, Base: base, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log)}, server.Config{Socket: c.Socket, TLSAddr: c.Listen, Hosts: []string{c.Node}})
+		Lists: cache, Base: base, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log)}, serverConfig(c))
 
 	// The API answers when the node is known: the first call may ask for its capacity.
 	if err := a.Start(gctx); err != nil {

@@ -2,8 +2,8 @@
 // data (api.Role, api.RoleBinding); they are compiled into Cedar policies, and
 // Cedar decides. It also keeps the pool's certificate authority.
 //
-// An Authority holds a picture of users, roles, bindings and tokens that its owner
-// keeps current with Reset, Put and Delete; it starts no goroutines and reads
+// An Authority holds a picture of users, roles, bindings, tokens,
+// join tokens and identities of hosts that its owner keeps current with Reset, Put and Delete; it starts no goroutines and reads
 // nothing by itself but the host's account database. It must never answer "yes"
 // because something is missing: without a picture everybody but an administrator
 // is turned away, and a policy that cannot be evaluated allows nothing.
@@ -27,6 +27,7 @@ type Identity struct {
 	Admin bool       // everything is allowed
 	Token *api.Token // what the caller showed; narrows the user's rights
 	Node  string     // the caller is the agent of this node
+	Key   string     // with Node: SHA-256 of the public key it proved to have, in hexadecimal
 	Via   string     // socket, token, certificate or process
 }
 
@@ -69,6 +70,8 @@ type Authority struct {
 	tokens   map[string]*api.Token
 	roles    map[string]*api.Role
 	bindings map[string]*api.RoleBinding
+	joins    map[string]*api.JoinToken
+	nodes    map[string]*api.NodeIdentity
 	gone     map[api.Ref]int64 // revision of a deletion: an older Put is late news
 
 	accounts sync.Map // uid -> account
@@ -82,7 +85,7 @@ type account struct {
 
 // Kinds lists what an Authority must be told about.
 func Kinds() []api.Kind {
-	return []api.Kind{api.KindUser, api.KindRole, api.KindRoleBinding, api.KindToken}
+	return []api.Kind{api.KindUser, api.KindRole, api.KindRoleBinding, api.KindToken, api.KindJoinToken, api.KindNodeIdentity}
 }
 
 // New knows nobody until Reset.
@@ -108,6 +111,7 @@ func (a *Authority) clear() {
 	a.users, a.byHost = map[string]*api.User{}, map[string][]string{}
 	a.tokens, a.roles = map[string]*api.Token{}, map[string]*api.Role{}
 	a.bindings, a.gone = map[string]*api.RoleBinding{}, map[api.Ref]int64{}
+	a.joins, a.nodes = map[string]*api.JoinToken{}, map[string]*api.NodeIdentity{}
 }
 
 // Ready reports whether Reset was called.
@@ -161,6 +165,10 @@ func (a *Authority) Delete(ref api.Ref, rev int64) {
 	case api.KindRoleBinding:
 		delete(a.bindings, ref.Name)
 		a.rebuild()
+	case api.KindJoinToken:
+		delete(a.joins, ref.Name)
+	case api.KindNodeIdentity:
+		delete(a.nodes, ref.Name)
 	}
 }
 
@@ -180,6 +188,14 @@ func (a *Authority) known(ref api.Ref) api.Object {
 		}
 	case api.KindRoleBinding:
 		if o, ok := a.bindings[ref.Name]; ok {
+			return o
+		}
+	case api.KindJoinToken:
+		if o, ok := a.joins[ref.Name]; ok {
+			return o
+		}
+	case api.KindNodeIdentity:
+		if o, ok := a.nodes[ref.Name]; ok {
 			return o
 		}
 	}
@@ -207,6 +223,10 @@ func (a *Authority) put(o api.Object) bool {
 	case *api.RoleBinding:
 		a.bindings[ref.Name] = o
 		return true
+	case *api.JoinToken:
+		a.joins[ref.Name] = o
+	case *api.NodeIdentity:
+		a.nodes[ref.Name] = o
 	}
 	return false
 }
@@ -272,10 +292,15 @@ func (a *Authority) account(uid uint32) (string, error) {
 }
 
 // Check says whether an identity found earlier still holds: its user is not
-// suspended, its token neither removed nor expired. Long streams ask again and again.
+// suspended, its token neither removed nor expired, its host still known by the same
+// key. Long streams ask again and again.
 func (a *Authority) Check(id Identity) error {
-	if id.Trusted() {
+	if id.Admin {
 		return nil
+	}
+	if id.Node != "" {
+		_, err := a.roleOf(id)
+		return err
 	}
 	a.mu.RLock()
 	defer a.mu.RUnlock()

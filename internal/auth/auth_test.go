@@ -315,8 +315,8 @@ func TestRoots(t *testing.T) {
 		{id("otto"), "list", api.KindInstance, true, ""},
 		{id("nora"), "list", api.KindInstance, false, ""},
 		{Identity{Admin: true}, "list", api.KindUser, true, ""},
-		{Identity{Node: "isle1"}, "list", api.KindInstance, true, ""},
-		{Identity{Node: "isle1"}, "list", api.KindUser, false, ""},
+		{Identity{Node: "isle1", Via: ViaProcess}, "list", api.KindInstance, true, ""},
+		{Identity{Node: "isle1", Via: ViaProcess}, "list", api.KindUser, false, ""},
 	} {
 		all, roots := a.Roots(c.who, c.verb, c.kind)
 		if all != c.all || strings.Join(roots, " ") != c.want {

@@ -20,10 +20,14 @@ func (a *Authority) Authorize(id Identity, verb api.Verb, kind api.Kind, tenant 
 		return nil
 	}
 	if id.Node != "" {
-		if nodeMay(verb, kind) {
+		role, err := a.roleOf(id)
+		if err != nil {
+			return err
+		}
+		if roleMay(role, verb, kind) {
 			return nil
 		}
-		return denied(id, verb, kind, tenant, "an agent only keeps its node, instances, images and events")
+		return denied(id, verb, kind, tenant, "a host only keeps what is its own: "+roleDoes(role))
 	}
 	if err := a.Check(id); err != nil {
 		return err
@@ -46,7 +50,8 @@ func (a *Authority) Allowed(id Identity, verb api.Verb, kind api.Kind, tenant st
 		return true
 	}
 	if id.Node != "" {
-		return nodeMay(verb, kind)
+		role, err := a.roleOf(id)
+		return err == nil && roleMay(role, verb, kind)
 	}
 	if a.Check(id) != nil {
 		return false
@@ -81,6 +86,19 @@ func verbList(v []api.Verb) string {
 		s[i] = string(v[i])
 	}
 	return strings.Join(s, ", ")
+}
+
+// roleMay is what a host may do with objects. What keeps the pool's state and runs
+// nothing needs none of them: its membership has calls of its own.
+func roleMay(role api.JoinRole, verb api.Verb, kind api.Kind) bool {
+	return role == api.RoleNode && nodeMay(verb, kind)
+}
+
+func roleDoes(role api.JoinRole) string {
+	if role == api.RoleNode {
+		return "its node, instances, images and events"
+	}
+	return "as a " + string(role) + ", its part in the control plane"
 }
 
 // nodeMay is what agents need: to read what runs, and to report.

@@ -2,11 +2,14 @@ package auth
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -19,7 +22,6 @@ import (
 	"sync"
 	"time"
 
-	"atoll/api"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
 )
@@ -27,14 +29,14 @@ import (
 const (
 	caLife     = 10 * 365 * 24 * time.Hour
 	serverLife = 90 * 24 * time.Hour
-	nodeLife   = 30 * 24 * time.Hour
-	renewEarly = 3 // renewed when less than a third of the life is left
+	nodeLife   = 24 * time.Hour // a host renews its own after a third of that
+	renewEarly = 3              // renewed when less than a third of the life is left
 	nodeUnit   = "atoll node"
 	skew       = time.Hour // clocks of clients may be behind
 )
 
 // CA is the pool's own certificate authority: ECDSA P-256 keys in files only root
-// can read. The methods read and write the directory; safe for many goroutines.
+// can read. Every server of the pool has the same one (Bundle, Adopt). The methods read and write the directory; safe for many goroutines.
 type CA struct {
 	dir   string
 	clock clock.Clock
@@ -66,6 +68,11 @@ func (ca *CA) open() error {
 	}
 	pair, err := ca.load("ca")
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(ca.dir, "ca.crt")); err == nil {
+			// The key is written first, so this is the certificate of a pool that was joined.
+			return errs.New(errs.Conflict, "this host belongs to a pool whose authority's key is on its servers only").
+				WithHint("take it out of that pool first: atoll node remove, then atolld down --data here")
+		}
 		return ca.create()
 	}
 	if err != nil {
@@ -154,7 +161,8 @@ func (ca *CA) ServerTLS(hosts []string) (*tls.Config, error) {
 	}, nil
 }
 
-// current is the server's certificate: the one in memory, the one on disk, or a new one.
+// current is the server's certificate: the one in memory, the one on disk, or a new
+// one. The key stays the same, so that what was pinned to it (see Pin) stays right.
 func (ca *CA) current() (*tls.Certificate, error) {
 	if ca.server != nil && ca.good(ca.server) {
 		return ca.server, nil
@@ -163,15 +171,58 @@ func (ca *CA) current() (*tls.Certificate, error) {
 		ca.server = &pair
 		return ca.server, nil
 	}
-	pair, der, key, err := ca.issue(ca.hosts, "atoll server", serverLife)
+	key, err := ca.serverKey()
 	if err != nil {
 		return nil, err
 	}
-	if err := ca.save("server", der, key); err != nil {
+	tmpl, err := ca.template("atoll server", serverLife)
+	if err != nil {
 		return nil, err
 	}
-	ca.server = pair
-	return pair, nil
+	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	for _, h := range ca.hosts {
+		addHost(tmpl, h)
+	}
+	leaf, err := ca.sign(tmpl, &key.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	if err := ca.save("server", leaf.Raw, key); err != nil {
+		return nil, err
+	}
+	ca.server = &tls.Certificate{Certificate: [][]byte{leaf.Raw, ca.cert.Raw}, PrivateKey: key, Leaf: leaf}
+	return ca.server, nil
+}
+
+func (ca *CA) serverKey() (*ecdsa.PrivateKey, error) {
+	if b, err := os.ReadFile(filepath.Join(ca.dir, "server.key")); err == nil {
+		if p, _ := pem.Decode(b); p != nil {
+			if key, err := x509.ParseECPrivateKey(p.Bytes); err == nil {
+				return key, nil
+			}
+		}
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), ca.rand)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "make key: %w", err)
+	}
+	return key, nil
+}
+
+// Pin is the hash of this server's public key as curl --pinnedpubkey takes it.
+// ServerTLS must have been called.
+func (ca *CA) Pin() (string, error) {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	if ca.cert == nil || ca.hosts == nil {
+		return "", errs.New(errs.Unavailable, "this server does not listen on the network").WithHint("start atolld with --listen 0.0.0.0:7443 (or the host's address); instances run on meanwhile")
+	}
+	pair, err := ca.current()
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(pair.Leaf.RawSubjectPublicKeyInfo)
+	return "sha256//" + base64.StdEncoding.EncodeToString(sum[:]), nil
 }
 
 func (ca *CA) good(c *tls.Certificate) bool {
@@ -188,63 +239,26 @@ func (ca *CA) good(c *tls.Certificate) bool {
 	return true
 }
 
-func (ca *CA) issue(hosts []string, name string, life time.Duration) (*tls.Certificate, []byte, *ecdsa.PrivateKey, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), ca.rand)
-	if err != nil {
-		return nil, nil, nil, errs.New(errs.Internal, "make key: %w", err)
-	}
-	tmpl, err := ca.template(name, life)
-	if err != nil {
-		return nil, nil, nil, err
-	}
+// sign makes a certificate by a template that says what it is for and for whom.
+func (ca *CA) sign(tmpl *x509.Certificate, public crypto.PublicKey) (*x509.Certificate, error) {
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
-	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	if hosts == nil {
-		tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-		tmpl.Subject.OrganizationalUnit = []string{nodeUnit}
-	}
-	for _, h := range hosts {
-		if ip := net.ParseIP(h); ip != nil {
-			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
-		} else {
-			tmpl.DNSNames = append(tmpl.DNSNames, h)
-		}
-	}
-	der, err := x509.CreateCertificate(ca.rand, tmpl, ca.cert, &key.PublicKey, ca.key)
+	der, err := x509.CreateCertificate(ca.rand, tmpl, ca.cert, public, ca.key)
 	if err != nil {
-		return nil, nil, nil, errs.New(errs.Internal, "sign certificate of %s: %w", name, err)
+		return nil, errs.New(errs.Internal, "sign certificate of %s: %w", tmpl.Subject.CommonName, err)
 	}
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, nil, nil, errs.New(errs.Internal, "sign certificate of %s: %w", name, err)
+		return nil, errs.New(errs.Internal, "sign certificate of %s: %w", tmpl.Subject.CommonName, err)
 	}
-	return &tls.Certificate{Certificate: [][]byte{der, ca.cert.Raw}, PrivateKey: key, Leaf: leaf}, der, key, nil
+	return leaf, nil
 }
 
-// NodeCertificate makes a short-lived certificate by which a node's agent is known.
-func (ca *CA) NodeCertificate(node string) (*tls.Certificate, error) {
-	if !api.ValidName(node) {
-		return nil, errs.New(errs.Invalid, "%q cannot be the name of a node", node)
+func addHost(tmpl *x509.Certificate, h string) {
+	if ip := net.ParseIP(h); ip != nil {
+		tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
+	} else {
+		tmpl.DNSNames = append(tmpl.DNSNames, h)
 	}
-	ca.mu.Lock()
-	defer ca.mu.Unlock()
-	if err := ca.open(); err != nil {
-		return nil, err
-	}
-	pair, _, _, err := ca.issue(nil, node, nodeLife)
-	return pair, err
-}
-
-// Certificate recognises the caller of a TLS connection whose certificate chain was verified.
-func Certificate(state *tls.ConnectionState) (Identity, bool) {
-	if state == nil || len(state.VerifiedChains) == 0 {
-		return Identity{}, false
-	}
-	s := state.VerifiedChains[0][0].Subject
-	if !slices.Contains(s.OrganizationalUnit, nodeUnit) || !api.ValidName(s.CommonName) {
-		return Identity{}, false
-	}
-	return Identity{Node: s.CommonName, Via: "certificate"}, true
 }
 
 func (ca *CA) load(name string) (tls.Certificate, error) {
@@ -285,6 +299,9 @@ func writeFile(path string, data []byte) error {
 		return errs.New(errs.Internal, "write certificate file: %w", err)
 	}
 	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync() // the name must not last longer than what is in it
+	}
 	if err2 := f.Close(); err == nil {
 		err = err2
 	}

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"atoll/api"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
 )
@@ -117,58 +116,6 @@ func TestCA(t *testing.T) {
 	}
 	if _, err := handshake(t, conf, client("localhost")); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestNodeCertificate(t *testing.T) {
-	c := clock.NewManual(start())
-	ca := NewCA(t.TempDir(), c, rand.Reader)
-	conf, err := ca.ServerTLS([]string{"localhost"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := ca.NodeCertificate("isle7")
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := &tls.Config{RootCAs: roots(t, ca), ServerName: "localhost", Time: c.Now, Certificates: []tls.Certificate{*pair}}
-	st, err := handshake(t, conf, client)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if who, ok := Certificate(&st); !ok || who.Node != "isle7" || who.Admin {
-		t.Fatalf("%+v", who)
-	}
-	// A certificate of another pool is refused, and a server's own does not make a node.
-	foreign, err := NewCA(t.TempDir(), c, rand.Reader).NodeCertificate("isle7")
-	if err != nil {
-		t.Fatal(err)
-	}
-	client.Certificates = []tls.Certificate{*foreign}
-	if st, err := handshake(t, conf, client); err == nil {
-		if who, ok := Certificate(&st); ok {
-			t.Errorf("a foreign certificate is %+v", who)
-		}
-	}
-	own, err := conf.GetCertificate(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if who, ok := Certificate(&tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{own.Leaf}}}); ok {
-		t.Errorf("a server's certificate is %+v", who)
-	}
-	c.Advance(31 * 24 * time.Hour)
-	client.Certificates = []tls.Certificate{*pair}
-	if st, err := handshake(t, conf, client); err == nil && len(st.VerifiedChains) > 0 {
-		t.Error("an expired certificate is accepted")
-	}
-	if _, err := ca.NodeCertificate("../x"); !errors.Is(err, errs.Invalid) {
-		t.Error(err)
-	}
-	a := New(c, Config{})
-	who := Identity{Node: "isle7"}
-	if !a.Allowed(who, "list", api.KindAssignment, "") || a.Allowed(who, "create", api.KindInstance, "") || a.Allowed(who, "get", api.KindToken, "") || a.Allowed(who, "backup", AnyKind, "") {
-		t.Error("what a node may do")
 	}
 }
 

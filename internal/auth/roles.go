@@ -6,14 +6,14 @@ import (
 
 // BuiltinRoles are made at the first start of a pool; they are ordinary roles and
 // may be edited. admin: everything, also host paths, so bind it with care.
-// operator: everything but identity and backup. developer: a tenant's instances
+// operator: everything but identity and backup; who may join is identity, too. developer: a tenant's instances
 // and images. viewer: reads, also logs.
 func BuiltinRoles() []*api.Role {
 	read := []api.Verb{api.VerbGet, api.VerbList, api.VerbWatch}
 	var operated []string
 	for _, d := range api.Definitions() {
 		switch d.Kind {
-		case api.KindUser, api.KindRole, api.KindRoleBinding, api.KindToken:
+		case api.KindUser, api.KindRole, api.KindRoleBinding, api.KindToken, api.KindJoinToken, api.KindNodeIdentity:
 		default:
 			operated = append(operated, d.Singular())
 		}
@@ -22,12 +22,14 @@ func BuiltinRoles() []*api.Role {
 		role("admin", "everything", api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"*"},
 			Grants: []string{"capability:*", "hostpath:/", "network:host", "priority:*"}}),
 		role("operator", "everything but identity and backup", api.RoleRule{
-			Verbs: append(read[:3:3], api.VerbCreate, api.VerbUpdate, api.VerbDelete, api.VerbExec, api.VerbLogs), Kinds: operated, Grants: []string{"priority:*"}}),
+			Verbs: append(read[:3:3], api.VerbCreate, api.VerbUpdate, api.VerbDelete, api.VerbExec, api.VerbLogs), Kinds: operated, Grants: []string{"priority:*"}},
+			api.RoleRule{Verbs: read, Kinds: []string{"nodeidentity"}}),
 		role("developer", "runs instances in a tenant",
 			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "image", "event", "disruptionbudget"}},
 			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "ledger", "tenant", "move"}}),
 		role("viewer", "reads, also logs",
-			api.RoleRule{Verbs: append(read[:3:3], api.VerbLogs), Kinds: operated}),
+			api.RoleRule{Verbs: append(read[:3:3], api.VerbLogs), Kinds: operated},
+			api.RoleRule{Verbs: read, Kinds: []string{"nodeidentity"}}),
 	}
 }
 

@@ -129,6 +129,7 @@ func (c *call) run() (err error) {
 			err = errs.New(errs.Internal, "the server made a mistake; it has been logged")
 		}
 	}()
+	c.source = c.whence()
 	if c.route.Public {
 		c.begun = true
 		return c.route.handle(c)
@@ -143,20 +144,22 @@ func (c *call) run() (err error) {
 	return c.route.handle(c)
 }
 
+// whence is where the call comes from: an address, or an account of this host.
+func (c *call) whence() string {
+	if info, ok := c.r.Context().Value(connKey{}).(*connInfo); ok && info.cred != nil {
+		return "uid " + strconv.FormatUint(uint64(info.cred.UID), 10)
+	}
+	if host, _, err := net.SplitHostPort(c.r.RemoteAddr); err == nil {
+		return host
+	}
+	return c.r.RemoteAddr
+}
+
 // authenticate finds the caller: a bearer token where one is shown, else the
 // client's certificate, else the account at the other end of the unix socket.
 func (c *call) authenticate() error {
 	ctx := c.r.Context()
 	info, _ := ctx.Value(connKey{}).(*connInfo)
-	switch {
-	case info != nil && info.cred != nil:
-		c.source = "uid " + strconv.FormatUint(uint64(info.cred.UID), 10)
-	default:
-		c.source = c.r.RemoteAddr
-		if host, _, err := net.SplitHostPort(c.r.RemoteAddr); err == nil {
-			c.source = host
-		}
-	}
 	if id, ok := ctx.Value(asKey{}).(auth.Identity); ok {
 		c.id = id
 		return c.Auth.Check(id)
@@ -172,7 +175,7 @@ func (c *call) authenticate() error {
 	}
 	if id, ok := auth.Certificate(c.r.TLS); ok {
 		c.id = id
-		return nil
+		return c.desk.Recognise(ctx, id) // the certificate alone is not enough
 	}
 	if info != nil && info.cred != nil {
 		c.id, err = c.Auth.Host(info.cred.UID)

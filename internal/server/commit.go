@@ -136,11 +136,14 @@ func fullOp(in CommitOp) (store.Op, error) {
 // so tokens are not written this way.
 func (c *call) trustedOp(op *store.Op) error {
 	ref := op.Target()
-	if ref.Kind == api.KindToken && op.Verb == store.Put {
-		return errs.New(errs.Unsupported, "tokens cannot be written whole").WithHint("create them: POST /v1/tokens")
+	if hasSecret(ref.Kind) && op.Verb == store.Put {
+		return errs.New(errs.Unsupported, "tokens cannot be written whole").WithHint("create them: POST /v1/tokens, POST /v1/jointokens")
 	}
-	if c.id.Admin || op.Verb == store.Check {
+	if c.id.Admin {
 		return nil
+	}
+	if op.Verb == store.Check { // revisions are no secret among hosts that run instances
+		return c.Auth.Authorize(c.id, api.VerbGet, api.KindNode, "")
 	}
 	verb := api.VerbUpdate
 	if op.Verb == store.Delete {
@@ -357,6 +360,13 @@ func (p *specPlan) delete(in CommitOp) error {
 	}
 	if gone != nil {
 		p.ops = append(p.ops, *gone)
+	}
+	if d.Kind == api.KindNode {
+		more, err := p.desk.Gone(p.r.Context(), op.Ref.Name)
+		if err != nil {
+			return err
+		}
+		p.ops = append(p.ops, more...)
 	}
 	p.results = append(p.results, planned{action: action, object: n, put: gone != nil && status != http.StatusOK})
 	return nil

@@ -2,8 +2,13 @@ package server
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"io"
 	"net/http/httptest"
 	"path/filepath"
@@ -86,11 +91,12 @@ func newFixture(t testing.TB, cfg Config) *fixture {
 	}
 	ops = append(ops, store.Create(tenantObj("acme")), store.Create(tenantObj("acme/research")), store.Create(tenantObj("demo")),
 		store.Create(binding("ann", "developer", "acme", "ann")), store.Create(binding("vera", "viewer", "acme", "vera")),
+		store.Create(identity("isle1", "k1", api.RoleNode)),
 		store.Create(binding("otto", "operator", "", "otto")), store.Create(binding("adam", "admin", "", "adam")))
 	if _, err := f.mem.Commit(context.Background(), ops...); err != nil {
 		t.Fatal(err)
 	}
-	f.Server = New(Deps{Store: f.mem, Auth: auth.New(clock.Real{}, auth.Config{}), Hub: f.hub, Clock: clock.Real{}, Rand: rand.Reader,
+	f.Server = New(Deps{Store: f.mem, Auth: auth.New(clock.Real{}, auth.Config{}), CA: auth.NewCA(t.TempDir(), clock.Real{}, rand.Reader), Hub: f.hub, Clock: clock.Real{}, Rand: rand.Reader,
 		Version: "test", Audit: f.audit.add, Chain: chain()}, cfg)
 	if err := f.LoadAuth(context.Background()); err != nil {
 		t.Fatal(err)
@@ -103,6 +109,10 @@ func chain() policy.Chain {
 	return policy.Chain{Filters: []policy.Filter{host.New(), resource.New(), port.New()}, Scorers: []policy.Weighted{{Scorer: binpack.New(), Weight: 1}}}
 }
 
+func identity(name, key string, role api.JoinRole) *api.NodeIdentity {
+	return &api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity, Meta: meta(name)}, Spec: api.NodeIdentitySpec{KeyHash: key, Role: role}}
+}
+
 func root() auth.Identity { return auth.Identity{User: "root", Admin: true, Via: "socket"} }
 
 func as(name string) auth.Identity {
@@ -110,7 +120,7 @@ func as(name string) auth.Identity {
 	case "root":
 		return root()
 	case "node":
-		return auth.Identity{Node: "isle1", Via: "certificate"}
+		return auth.Identity{Node: "isle1", Key: "k1", Via: "certificate"}
 	}
 	return auth.Identity{User: name, Via: "socket"}
 }
@@ -229,4 +239,46 @@ func background(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// nodePair is the certificate of a host, and by what it is known.
+func nodePair(t testing.TB, ca *auth.CA, name string) (*tls.Certificate, *api.NodeIdentity) {
+	t.Helper()
+	key, csr := nodeRequest(t)
+	r, err := auth.ParseRequest(csr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := identity(name, r.KeyHash, api.RoleNode)
+	cert, err := ca.SignNode(csr, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pairOf(t, cert, key), id
+}
+
+func nodeRequest(t testing.TB) (*ecdsa.PrivateKey, []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+}
+
+func pairOf(t testing.TB, cert []byte, key *ecdsa.PrivateKey) *tls.Certificate {
+	t.Helper()
+	raw, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(cert, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &pair
 }

@@ -295,11 +295,14 @@ func TestTLS(t *testing.T) {
 		t.Fatal("a token would travel in the clear")
 	}
 	// Nodes show certificates.
-	pair, err := ca.NodeCertificate("isle1")
-	if err != nil {
+	pair, id := nodePair(t, ca, "isle1")
+	n := f.remote(remote.Config{URL: "https://" + addr, CA: pem, Cert: pair, Full: true})
+	if _, err = n.WhoAmI(ctx); !errors.Is(err, errs.Unauthenticated) {
+		t.Fatalf("a certificate is enough without an identity: %v", err)
+	}
+	if _, err := f.mem.Commit(ctx, store.Set(id)); err != nil {
 		t.Fatal(err)
 	}
-	n := f.remote(remote.Config{URL: "https://" + addr, CA: pem, Cert: pair, Full: true})
 	if w, err = n.WhoAmI(ctx); err != nil || w.Node != "isle1" {
 		t.Fatalf("%+v %v", w, err)
 	}

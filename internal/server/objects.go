@@ -85,10 +85,19 @@ func (c *call) visible(o api.Object) bool {
 
 // shown is an object as callers see it: without the hash of a token.
 func shown(o api.Object) api.Object {
-	if t, ok := o.(*api.Token); ok && t.Status.Hash != "" {
-		n := api.Clone(t)
-		n.Status.Hash = ""
-		return n
+	switch t := o.(type) {
+	case *api.Token:
+		if t.Status.Hash != "" {
+			t = api.Clone(t)
+			t.Status.Hash = ""
+			return t
+		}
+	case *api.JoinToken:
+		if t.Status.Hash != "" {
+			t = api.Clone(t)
+			t.Status.Hash = ""
+			return t
+		}
 	}
 	return o
 }
@@ -230,7 +239,7 @@ func (c *call) list() error {
 		defer cancel()
 		c.r = c.r.WithContext(ctx)
 	}
-	if c.Lists != nil && view == nil && sel.Kind != "" && sel.Kind != api.KindToken {
+	if c.Lists != nil && view == nil && sel.Kind != "" && !hasSecret(sel.Kind) {
 		raw, rev, err := c.Lists.ListEncoded(c.r.Context(), sel)
 		if err != nil {
 			return err

@@ -75,6 +75,8 @@ func (c *call) grantCreate(o api.Object) error {
 		return c.mayBind(o)
 	case *api.Token:
 		return c.mintToken(o)
+	case *api.JoinToken:
+		return c.desk.Mint(o)
 	}
 	return nil
 }
@@ -267,6 +269,11 @@ func (c *call) grantUpdate(old, n api.Object) error {
 			return nil
 		}
 		return c.Auth.Grants(c.id, n.Tenant, n.Spec.Grants())
+	case *api.JoinToken:
+		if n.Spec.ExpiresAt == nil {
+			n.Spec.ExpiresAt = old.(*api.JoinToken).Spec.ExpiresAt
+		}
+		return c.desk.Expiry(n)
 	case *api.Token:
 		o := old.(*api.Token)
 		if n.Spec.User != o.Spec.User {
@@ -335,14 +342,25 @@ func annotate(o api.Object, value string) {
 	m.Annotations = a
 }
 
-// takeSecret removes what must not be stored; giveSecret puts it into the answer.
-func takeSecret(o api.Object) string {
-	t, ok := o.(*api.Token)
-	if !ok {
-		return ""
+// secretOf is where an object that is shown once has its secret; nil: it is none.
+func secretOf(o api.Object) *string {
+	switch o := o.(type) {
+	case *api.Token:
+		return &o.Status.Secret
+	case *api.JoinToken:
+		return &o.Status.Secret
 	}
-	s := t.Status.Secret
-	t.Status.Secret = ""
+	return nil
+}
+
+// hasSecret reports whether objects of a kind have parts that callers never see.
+func hasSecret(k api.Kind) bool { return k == api.KindToken || k == api.KindJoinToken }
+
+// takeSecret removes what must not be stored; giveSecret puts it into the answer.
+func takeSecret(o api.Object) (s string) {
+	if p := secretOf(o); p != nil {
+		s, *p = *p, ""
+	}
 	return s
 }
 
@@ -351,6 +369,16 @@ func giveSecret(o api.Object, secret string) api.Object {
 		return o
 	}
 	n := api.Clone(o)
-	n.(*api.Token).Status.Secret = secret
+	*secretOf(n) = secret
+	return n
+}
+
+// withoutSecret is an object as it may be kept; nil stays nil.
+func withoutSecret(o api.Object) api.Object {
+	if o == nil {
+		return nil
+	}
+	n := api.Clone(o)
+	takeSecret(n)
 	return n
 }

@@ -32,6 +32,7 @@ func TestEveryRouteNeedsARight(t *testing.T) {
 		if rt.Public {
 			switch rt.Path {
 			case "/healthz", "/readyz", "/version", "/openapi.json":
+			case "/v1/join", "/v1/join/renew", "/install", "/install/{os}/{arch}/{binary}": // join_test.go holds them to their own checks
 			default:
 				t.Errorf("%s is public", rt.Path)
 			}
@@ -361,14 +362,19 @@ func TestOpenAPIExamples(t *testing.T) {
 	f := newFixture(t, Config{})
 	f.put(user0("ci"), user0("chen"))
 	for _, rt := range f.routes {
-		if rt.Method != "POST" || rt.Def == nil {
+		if rt.Method != "POST" || rt.Def == nil || strings.Contains(rt.Path, "{name}") {
 			continue
 		}
-		b, err := json.Marshal(rt.example())
+		b, err := json.Marshal(sample(rt))
 		if err != nil {
 			t.Fatal(err)
 		}
 		body := strings.Replace(string(b), `"name":"acme"`, `"name":"fresh"`, 1)
 		f.do(root(), "POST", rt.Path, body).want(max(rt.Status, 200))
 	}
+}
+
+func sample(r *Route) any {
+	shown := r.shown()
+	return shown.Sample()
 }

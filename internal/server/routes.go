@@ -2,12 +2,14 @@ package server
 
 import (
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 
 	"atoll/api"
 	"atoll/internal/auth"
 	"atoll/internal/errs"
+	"atoll/internal/server/openapi"
 )
 
 // Route is one row of the table that feeds the mux, the OpenAPI document and the
@@ -78,7 +80,7 @@ var (
 
 // table lists every route.
 func (s *Server) table() []*Route {
-	out := append(s.commonRoutes(), s.planRoute())
+	out := append(append(s.commonRoutes(), s.planRoute()), s.joinRoutes()...)
 	for _, d := range api.Definitions() {
 		out = append(out, s.kindRoutes(d)...)
 	}
@@ -130,11 +132,15 @@ func (s *Server) kindRoutes(d *api.Definition) []*Route {
 	if d.ReadOnly {
 		return out
 	}
+	del := tenant
+	if d.Kind == api.KindNode {
+		del = []Param{{"force", "boolean", "although instances are assigned to it: they are given up there and placed anew"}, {"off", "boolean", "with force: it is switched off, for certain; nothing runs there any more"}}
+	}
 	return append(out,
 		&Route{Method: "POST", Path: base, ID: "create" + k, Doc: "Creates. " + d.Doc, Verb: api.VerbCreate, Def: d, Query: tenant, Body: typeJSON, Schema: k, Answer: typeJSON, Result: k, Status: http.StatusCreated, handle: (*call).create},
 		&Route{Method: "PUT", Path: one, ID: "replace" + k, Doc: "Replaces spec, labels and annotations; what the server keeps stays.", Verb: api.VerbUpdate, Def: d, Query: tenant, Body: typeJSON, Schema: k, Answer: typeJSON, Result: k, handle: (*call).replace},
 		&Route{Method: "PATCH", Path: one, ID: "patch" + k, Doc: "Changes what the merge patch (RFC 7396) names.", Verb: api.VerbUpdate, Def: d, Query: tenant, Body: typePatch, Schema: k, Answer: typeJSON, Result: k, handle: (*call).patch},
-		&Route{Method: "DELETE", Path: one, ID: "delete" + k, Doc: "Removes: at once (200), or as soon as all is cleaned up (202).", Verb: api.VerbDelete, Def: d, Query: tenant, Answer: typeJSON, Result: k, handle: (*call).remove},
+		&Route{Method: "DELETE", Path: one, ID: "delete" + k, Doc: "Removes: at once (200), or as soon as all is cleaned up (202).", Verb: api.VerbDelete, Def: d, Query: del, Answer: typeJSON, Result: k, handle: (*call).remove},
 	)
 }
 
@@ -191,4 +197,36 @@ func clip(s string) string {
 		return s[:80] + "…"
 	}
 	return s
+}
+
+// shown is the route as callers see it.
+func (r *Route) shown() openapi.Route {
+	right := string(r.Verb) + " " + strings.ToLower(string(r.kind()))
+	switch {
+	case r.Public:
+		right = "none"
+	case r.Known:
+		right = "any user; what it does is checked by itself"
+	}
+	var query []openapi.Param
+	for _, p := range r.Query {
+		query = append(query, openapi.Param(p))
+	}
+	return openapi.Route{Method: r.Method, Path: r.Path, ID: r.ID, Doc: r.Doc, Public: r.Public, Right: right, Def: r.Def, Query: query,
+		Body: r.Body, Schema: r.Schema, Answer: r.Answer, Result: r.Result, Status: r.Status, Socket: r.Socket, Example: r.Example}
+}
+
+// document describes the table for callers.
+func (s *Server) document() ([]byte, error) {
+	rows := make([]openapi.Route, 0, len(s.routes))
+	for _, r := range s.routes {
+		rows = append(rows, r.shown())
+	}
+	return openapi.Document(s.Version, rows, map[string]reflect.Type{
+		"Problem": reflect.TypeFor[Problem](), "Version": reflect.TypeFor[Version](), "WhoAmI": reflect.TypeFor[WhoAmI](), "Endpoints": reflect.TypeFor[Endpoints](),
+		"Commit": reflect.TypeFor[CommitRequest](), "Committed": reflect.TypeFor[Committed](), "UsageReport": reflect.TypeFor[api.UsageReport](),
+		"JoinInfo": reflect.TypeFor[api.JoinInfo](), "JoinRequest": reflect.TypeFor[api.JoinRequest](), "RenewRequest": reflect.TypeFor[api.RenewRequest](),
+		"JoinAnswer": reflect.TypeFor[api.JoinAnswer](), "Revocation": reflect.TypeFor[api.Revocation](),
+		"PlanRequest": reflect.TypeFor[api.PlanRequest](), "PlanAnswer": reflect.TypeFor[api.PlanAnswer](),
+	})
 }

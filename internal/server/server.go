@@ -20,11 +20,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"atoll/api"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/metrics"
 	"atoll/internal/plan"
 	"atoll/internal/policy"
+	"atoll/internal/server/enroll"
 	"atoll/internal/server/once"
 	"atoll/internal/store"
 	"atoll/internal/tunnel"
@@ -61,12 +63,13 @@ type Deps struct {
 
 // Config bounds and places the server. Zero values take the defaults given.
 type Config struct {
-	Socket  string   // path of the unix socket; "": none
-	TLSAddr string   // host:port for TLS; "": none
-	Hosts   []string // names and addresses in the certificate, beside localhost and 127.0.0.1
-	// Advertise is the URL at which others reach TLSAddr, told to clients as long as the
-	// pool has no members; "": none is told.
-	Advertise string
+	Socket    string           // path of the unix socket; "": none
+	TLSAddr   string           // host:port for TLS; "": none
+	Hosts     []string         // names and addresses in the certificate, beside localhost and 127.0.0.1
+	Node      string           // the host this server runs on; "": none of the pool's
+	Advertise []string         // where others reach this server: https://10.0.0.1:7443; none: nobody can join
+	Pool      api.PoolSettings // what hosts that join are told
+	Binaries  string           // directory of the programs that hosts may fetch; "": none
 
 	MaxBody       int64         // bytes of a request's body; default 1 MiB: no object is larger
 	MaxOps        int           // ops of one commit; default 256, so that one caller cannot hold up the others; an external etcd may take fewer
@@ -109,6 +112,7 @@ type Server struct {
 	buffers sync.Pool  // *bytes.Buffer, for lists
 	ready   atomic.Bool
 	openapi func() ([]byte, error)
+	desk    *enroll.Desk
 	plans   chan struct{} // as many as may be made at once
 	planned atomic.Pointer[plan.Items]
 
@@ -135,6 +139,7 @@ func New(d Deps, cfg Config) *Server {
 		d.Audit = func(Record) {}
 	}
 	s := &Server{Deps: d, cfg: cfg, keys: once.New(d.Clock), held: map[string]int{}, plans: make(chan struct{}, plansAtOnce)}
+	s.desk = s.newDesk()
 	s.stats = newStats(d.Metrics)
 	s.routes = s.table()
 	s.openapi = sync.OnceValues(s.document)

@@ -97,8 +97,10 @@ func (c *call) endpoints() error {
 		}
 	}
 	slices.SortFunc(out.Endpoints, func(a, b Endpoint) int { return cmp.Compare(a.Name, b.Name) })
-	if len(out.Endpoints) == 0 && c.cfg.Advertise != "" {
-		out.Endpoints = append(out.Endpoints, Endpoint{URL: c.cfg.Advertise})
+	if len(out.Endpoints) == 0 {
+		for _, u := range c.cfg.Advertise {
+			out.Endpoints = append(out.Endpoints, Endpoint{URL: u})
+		}
 	}
 	return c.json(http.StatusOK, out)
 }

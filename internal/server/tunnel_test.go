@@ -17,6 +17,7 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/store"
 	"atoll/internal/store/remote"
 	"atoll/internal/tunnel"
 	"atoll/internal/tunnel/wire"
@@ -33,7 +34,7 @@ func tunnelled(t *testing.T, stream func(context.Context, string, tunnel.Header,
 	}
 	addr := port.Addr().String()
 	port.Close()
-	f = newFixture(t, Config{TLSAddr: addr, Advertise: "https://" + addr})
+	f = newFixture(t, Config{TLSAddr: addr, Advertise: []string{"https://" + addr}})
 	f.CA = auth.NewCA(t.TempDir(), clock.Real{}, crand.Reader)
 	f.NodeStream = stream
 	f.run()
@@ -62,10 +63,11 @@ func (f *fixture) nodeTLS(node string) *tls.Config {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
-	pair, err := f.CA.NodeCertificate(node)
-	if err != nil {
+	pair, id := nodePair(f.t, f.CA, node)
+	if _, err := f.mem.Commit(f.t.Context(), store.Set(id)); err != nil {
 		f.t.Fatal(err)
 	}
+	f.Auth.Put(id)
 	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{*pair}}
 }
 
@@ -176,7 +178,7 @@ func TestTunnelEndsWithTheServer(t *testing.T) {
 }
 
 func TestEndpoints(t *testing.T) {
-	f := newFixture(t, Config{Advertise: "https://isle1:7443"})
+	f := newFixture(t, Config{Advertise: []string{"https://isle1:7443"}})
 	ask := func(who auth.Identity) (out Endpoints) {
 		t.Helper()
 		f.do(who, "GET", "/v1/endpoints", "").want(200).json(&out)

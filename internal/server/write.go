@@ -275,6 +275,9 @@ func stale(ref api.Ref, have, want int64) error {
 
 func (c *call) remove() error {
 	ref := c.target()
+	if ref.Kind == api.KindNode {
+		return c.removeNode(ref)
+	}
 	rev, err := c.ifMatch()
 	if err != nil {
 		return err

@@ -1,4 +1,7 @@
-package server
+// Package openapi writes the OpenAPI 3.1 document of the API. It is made from the
+// table of routes and the definitions of the kinds, so it cannot say anything else
+// than what the server does. It starts no goroutine and reads nothing.
+package openapi
 
 import (
 	"encoding/json"
@@ -13,14 +16,39 @@ import (
 	"atoll/internal/server/schema"
 )
 
-// The OpenAPI 3.1 document is made from the table of routes and the definitions of
-// the kinds, so it cannot say anything else than what the server does.
+// Route is one row of the table of routes, as far as callers see it.
+type Route struct {
+	Method, Path, ID, Doc string
+	Public                bool   // everybody may
+	Right                 string // what a caller needs, in words
+	Def                   *api.Definition
+
+	Query   []Param
+	Body    string // media type of the request: "" none
+	Schema  string // schema of the body
+	Answer  string // media type of the answer
+	Result  string // schema of the answer
+	Status  int    // when it goes well; 0: 200
+	Socket  bool   // a WebSocket
+	Example string // of the body
+}
+
+// Param is a parameter in the query.
+type Param struct{ Name, Type, Doc string }
+
+const (
+	typeLines   = "application/x-ndjson"
+	typeProblem = "application/problem+json"
+)
 
 type obj = schema.Object
 
-func (s *Server) document() ([]byte, error) {
+// Document describes the routes. types are the schemas beside the kinds', by name; one
+// of them must be Problem.
+func Document(version string, routes []Route, types map[string]reflect.Type) ([]byte, error) {
 	paths := obj{}
-	for _, rt := range s.routes {
+	for i := range routes {
+		rt := &routes[i]
 		item, ok := paths[rt.Path].(obj)
 		if !ok {
 			item = obj{}
@@ -28,13 +56,13 @@ func (s *Server) document() ([]byte, error) {
 		}
 		item[strings.ToLower(rt.Method)] = operation(rt)
 	}
-	schemas, err := s.schemas()
+	schemas, err := schemas(types)
 	if err != nil {
 		return nil, err
 	}
 	doc := obj{
 		"openapi": "3.1.0",
-		"info": obj{"title": "Atoll", "version": s.Version, "license": obj{"name": "Apache-2.0", "identifier": "Apache-2.0"},
+		"info": obj{"title": "Atoll", "version": version, "license": obj{"name": "Apache-2.0", "identifier": "Apache-2.0"},
 			"description": "One pool of hosts that tenants share. Objects have a kind, metadata, spec and status; lists take selectors and pages; " +
 				"watch streams changes as JSON lines. Errors are problems (RFC 9457) that say what to do next."},
 		"servers":  []obj{{"url": "https://127.0.0.1:7443", "description": "TLS"}, {"url": "http://localhost", "description": "unix socket /run/atoll/atoll.sock; the caller is the host account"}},
@@ -55,14 +83,9 @@ func (s *Server) document() ([]byte, error) {
 
 func operation(rt *Route) obj {
 	op := obj{"operationId": rt.ID, "summary": rt.Doc, "parameters": parameters(rt), "responses": responses(rt)}
-	switch {
-	case rt.Public:
+	op["x-atoll-right"] = rt.Right
+	if rt.Public {
 		op["security"] = []obj{{}}
-		op["x-atoll-right"] = "none"
-	case rt.Known:
-		op["x-atoll-right"] = "any user; what it does is checked by itself"
-	default:
-		op["x-atoll-right"] = string(rt.Verb) + " " + strings.ToLower(string(rt.kind()))
 	}
 	if rt.Def != nil {
 		op["tags"] = []string{rt.Def.Plural}
@@ -76,7 +99,7 @@ func operation(rt *Route) obj {
 		} else {
 			media["schema"] = obj{"type": "string", "format": "binary"}
 		}
-		if ex := rt.example(); ex != nil {
+		if ex := rt.Sample(); ex != nil {
 			media["example"] = ex
 		}
 		op["requestBody"] = obj{"required": true, "content": obj{rt.Body: media}}
@@ -84,7 +107,8 @@ func operation(rt *Route) obj {
 	return op
 }
 
-func (r *Route) example() any {
+// Sample is a body as the route takes it; nil when it takes none.
+func (r *Route) Sample() any {
 	if r.Example != "" {
 		return json.RawMessage(r.Example)
 	}
@@ -135,6 +159,11 @@ func exampleSpec(k api.Kind) obj {
 
 func parameters(rt *Route) []obj {
 	out := []obj{}
+	for _, part := range []string{"os", "arch", "binary"} {
+		if strings.Contains(rt.Path, "{"+part+"}") {
+			out = append(out, obj{"name": part, "in": "path", "required": true, "schema": obj{"type": "string"}})
+		}
+	}
 	if strings.Contains(rt.Path, "{name}") {
 		doc := "name of the object"
 		if rt.Def != nil && rt.Def.Kind == api.KindTenant {
@@ -232,19 +261,10 @@ func errKinds() []errs.Kind {
 		errs.NoCapacity, errs.Unsupported, errs.Unavailable, errs.Timeout, errs.Compacted, errs.Internal}
 }
 
-func (s *Server) schemas() (obj, error) {
+func schemas(types map[string]reflect.Type) (obj, error) {
 	out := obj{
-		"Quantity":    obj{"type": "string", "description": "an amount: 500m, 2, 512Mi, 10G", "pattern": `^[0-9.]+(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$`},
-		"Problem":     schema.FromGo(reflect.TypeFor[Problem]()),
-		"Version":     schema.FromGo(reflect.TypeFor[Version]()),
-		"WhoAmI":      schema.FromGo(reflect.TypeFor[WhoAmI]()),
-		"Endpoints":   schema.FromGo(reflect.TypeFor[Endpoints]()),
-		"Commit":      schema.FromGo(reflect.TypeFor[CommitRequest]()),
-		"Committed":   schema.FromGo(reflect.TypeFor[Committed]()),
-		"UsageReport": schema.FromGo(reflect.TypeFor[api.UsageReport]()),
-		"PlanRequest": schema.FromGo(reflect.TypeFor[api.PlanRequest]()),
-		"PlanAnswer":  schema.FromGo(reflect.TypeFor[api.PlanAnswer]()),
-		"List":        schema.List(obj{"type": "object", "description": "an object of any kind"}),
+		"Quantity": obj{"type": "string", "description": "an amount: 500m, 2, 512Mi, 10G", "pattern": `^[0-9.]+(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$`},
+		"List":     schema.List(obj{"type": "object", "description": "an object of any kind"}),
 		"WatchLine": obj{"type": "object", "required": []string{"type", "revision"}, "properties": obj{
 			"type":     obj{"type": "string", "enum": []string{"put", "delete", "ping", "error"}},
 			"revision": obj{"type": "integer", "description": "where to go on with rev"},
@@ -252,6 +272,9 @@ func (s *Server) schemas() (obj, error) {
 			"object":   obj{"type": "object", "description": "as it is now, or was before the deletion"},
 			"error":    schema.Ref("Problem"),
 		}},
+	}
+	for name, t := range types {
+		out[name] = schema.FromGo(t)
 	}
 	for _, d := range api.Definitions() {
 		doc, err := api.Explain(d.Singular())
