@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -36,6 +37,12 @@ type config struct {
 	EtcdCA        string `json:"etcdCA"`        // PEM file
 	EtcdCert      string `json:"etcdCert"`      // PEM file, client certificate
 	EtcdKey       string `json:"etcdKey"`       // PEM file
+
+	PeerListen string       `json:"peerListen"`   // host:port where other servers reach this one's copy of the state; default: the API's host, the port after its
+	Heartbeat  api.Duration `json:"heartbeat"`    // between signs of life of this host
+	Lease      api.Duration `json:"lease"`        // a host that was not heard of for so long is lost
+	Members    string       `json:"members"`      // how many hosts keep the state: auto, 1, 3 or 5
+	Replace    api.Duration `json:"replaceAfter"` // a host that keeps the state and is lost for so long is replaced
 
 	DNS       string                     `json:"dns"`       // resolvers of instances, comma-separated; default: the host's
 	Busybox   string                     `json:"busybox"`   // static busybox the built-in image is made of; "": no built-in image
@@ -65,7 +72,7 @@ func defaults() config {
 		host = "node"
 	}
 	return config{Node: nodeName(host), State: "/var/lib/atoll", Run: "/run/atoll", Listen: "127.0.0.1:7443",
-		Subnet: "10.88.0.0/16", Group: "atoll", Busybox: "/bin/busybox", Buffer: 10, Rebalance: "advise", PerHour: 20, LogLevel: "info", LogFormat: "text"}
+		Subnet: "10.88.0.0/16", Group: "atoll", Busybox: "/bin/busybox", Buffer: 10, Heartbeat: api.Duration(time.Second), Lease: api.Duration(5 * time.Second), Members: "auto", Replace: api.Duration(5 * time.Minute), Rebalance: "advise", PerHour: 20, LogLevel: "info", LogFormat: "text"}
 }
 
 // nodeName makes a DNS label of a host name.
@@ -136,6 +143,11 @@ func (c *config) flags(fs *flag.FlagSet) {
 	fs.StringVar(&c.EtcdCA, "etcd-ca", c.EtcdCA, "PEM `file` of who signed the external etcd's certificate")
 	fs.StringVar(&c.EtcdCert, "etcd-cert", c.EtcdCert, "PEM `file`: certificate shown to the external etcd")
 	fs.StringVar(&c.EtcdKey, "etcd-key", c.EtcdKey, "PEM `file`: key of that certificate")
+	fs.StringVar(&c.PeerListen, "peer-listen", c.PeerListen, "`host:port` where other servers reach this one's copy of the state (default: the API's host, the port after its)")
+	fs.TextVar(&c.Heartbeat, "heartbeat", c.Heartbeat, "`pause` between signs of life of this host")
+	fs.TextVar(&c.Lease, "lease", c.Lease, "a host that was not heard of for this `time` is lost, and what was on it is started elsewhere")
+	fs.StringVar(&c.Members, "members", c.Members, "how many hosts keep the pool's state: auto (1, 3 from three hosts on, 5 from five on), 1, 3 or 5")
+	fs.TextVar(&c.Replace, "replace-after", c.Replace, "a host that keeps the state and is lost for this `time` is replaced by another")
 	fs.StringVar(&c.DNS, "dns", c.DNS, "resolvers of instances, comma-separated (default: the host's)")
 	fs.StringVar(&c.Busybox, "busybox", c.Busybox, "static busybox the built-in image is made of; empty: no built-in image")
 	fs.IntVar(&c.Buffer, "buffer", c.Buffer, "`percent` of the pool that is promised to nobody")
@@ -208,6 +220,12 @@ func (c *config) check() error {
 	}
 	if _, err := advertised(*c); err != nil {
 		f = append(f, errs.Field{Field: "advertise", Value: c.Advertise, Rule: "must be addresses other hosts can reach, with their port, separated by commas", Example: "10.0.0.1:7443"})
+	}
+	if h, l := c.Heartbeat.D(), c.Lease.D(); h < 100*time.Millisecond || h > time.Minute || l < 3*h || l > time.Hour {
+		f = append(f, errs.Field{Field: "lease", Value: l.String() + " with a heartbeat of " + h.String(), Rule: "a heartbeat must be 100ms to 1m, a lease at least three of them and at most 1h", Example: "--heartbeat 1s --lease 5s"})
+	}
+	if !slices.Contains([]string{"auto", "1", "3", "5"}, c.Members) {
+		f = append(f, errs.Field{Field: "members", Value: c.Members, Rule: "must be auto, 1, 3 or 5", Example: "auto"})
 	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		f = append(f, errs.Field{Field: "log-format", Value: c.LogFormat, Rule: "must be text or json", Example: "json"})

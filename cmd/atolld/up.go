@@ -47,106 +47,6 @@ func allKinds() []api.Kind {
 	return out
 }
 
-// runUp is one host's whole pool. The order is the order of need; everything that
-// runs is in one group and ends in reverse.
-func runUp(ctx context.Context, args []string) error {
-	c, err := load("up", args, nil)
-	if err != nil {
-		return err
-	}
-	began := time.Now()
-	log, err := newLogger(c)
-	if err != nil {
-		return err
-	}
-	if os.Geteuid() != 0 {
-		return errs.New(errs.Denied, "atolld up needs root: it makes namespaces, cgroups and network interfaces").WithHint("sudo atolld up")
-	}
-	if err := notJoined(c); err != nil {
-		return err
-	}
-	unlock, err := prepareDirs(c)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	clk := clock.Real{}
-
-	// The store and the images open at the same time: both wait for the disk.
-	var base *etcdstore.Store
-	var imgs *images
-	var open errgroup.Group
-	open.Go(func() (err error) { base, err = openStore(ctx, c, clk, log); return err })
-	open.Go(func() (err error) { imgs, err = openImages(ctx, c, clk, log); return err })
-	if err := open.Wait(); err != nil {
-		return err
-	}
-	defer base.Close()
-	defer imgs.store.Close()
-
-	g, gctx := errgroup.WithContext(ctx)
-	cache := store.NewCache(base, allKinds()...)
-	g.Go(func() error { return cache.Run(gctx) })
-	st := quota.New(cache)
-	st.Reserve = quota.Reserve{Buffer: c.Buffer, Spare: c.Spare}
-	if err := bootstrap(gctx, st, clk, imgs); err != nil {
-		return errors.Join(err, g.Wait())
-	}
-	if err := knowSelf(gctx, st, clk, c); err != nil {
-		return errors.Join(err, g.Wait())
-	}
-	if err := settleIn(c); err != nil {
-		log.Warn("the daemon shares the CPU with everything else on the host", "error", err)
-	}
-	hub := tunnel.NewHub()
-	a, rec, err := newAgent(c, st, imgs, clk, log)
-	if err != nil {
-		return fmt.Errorf("node %s: %w", c.Node, err)
-	}
-	dial, drained := tunnel.Local(gctx, a.Handle)
-	hub.Register(c.Node, dial)
-
-	engine := reconcile.New(st, clk, log, reconcile.Events{})
-	cs, err := control.All(control.Deps{Clock: clk, Log: log, Chain: builtin.Policies(), Seed: 1, Subnet: c.Subnet,
-		Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Rebalance: rebalance(c, a)})
-	if err != nil {
-		return err
-	}
-	for _, x := range cs {
-		engine.Add(x, control.Workers(x))
-	}
-	ca := auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
-	srv := server.New(server.Deps{Store: st, Auth: auth.New(clk, auth.Config{}), CA: ca, Hub: hub, Clock: clk, Rand: rand.Reader, Log: log,
-		Lists: cache, Base: base, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log)}, serverConfig(c))
-
-	// The API answers when the node is known: the first call may ask for its capacity.
-	if err := a.Start(gctx); err != nil {
-		return fmt.Errorf("node %s: %w", c.Node, err)
-	}
-	g.Go(func() error { return engine.Run(gctx) })
-	g.Go(func() error { return rec.Run(gctx) })
-	g.Go(func() error { return a.Run(gctx) })
-	g.Go(func() error { return srv.Run(gctx) })
-	debug.FreeOSMemory() // what opening the store took is not needed again
-	log.Info("up", "where", describe(c), "took", time.Since(began).Round(time.Millisecond).String(), "version", version)
-	err = g.Wait()
-	drained()
-	if ctx.Err() != nil {
-		log.Info("stopped; instances run on")
-		return nil
-	}
-	return err
-}
-
-// rebalance is how the pool is kept in shape; what instances use is this node's to say.
-func rebalance(c config, a *agent.Agent) control.RebalanceConfig {
-	mode := control.RebalanceMode(c.Rebalance)
-	if mode == "off" {
-		mode = control.RebalanceOff
-	}
-	return control.RebalanceConfig{Mode: mode, PerHour: c.PerHour, Usage: func(ctx context.Context) (api.UsageReport, error) { return a.Usage(ctx), nil }}
-}
-
 // settleIn gives the daemon a group of its own beside the tenants', so that it answers
 // however busy they are. Where a service manager has put it into a group already, its
 // unit says the same.
@@ -229,10 +129,10 @@ func takeLock(f *os.File) error {
 	}
 }
 
-func openStore(ctx context.Context, c config, clk clock.Clock, log *slog.Logger) (*etcdstore.Store, error) {
+func openStore(ctx context.Context, c config, peers etcdstore.Peers, clk clock.Clock, log *slog.Logger) (*etcdstore.Store, error) {
 	ec := etcdstore.Config{Name: c.Node, Clock: clk, Log: log}
 	if c.EtcdEndpoints == "" {
-		ec.DataDir = filepath.Join(c.State, "etcd")
+		ec.DataDir, ec.Peers = filepath.Join(c.State, "etcd"), peers
 	} else {
 		ec.Endpoints, ec.User, ec.Password = list(c.EtcdEndpoints), c.EtcdUser, os.Getenv("ATOLLD_ETCD_PASSWORD")
 		t, err := etcdTLS(c)
@@ -299,21 +199,6 @@ func newUID() string {
 	var b [16]byte
 	rand.Read(b[:])
 	return fmt.Sprintf("%x", b)
-}
-
-// newAgent wires the node: drivers, groups, images, facts.
-func newAgent(c config, st store.Store, imgs *images, clk clock.Clock, log *slog.Logger) (*agent.Agent, *reconcile.Recorder, error) {
-	dv, err := buildDrivers(c, clk, log)
-	if err != nil {
-		return nil, nil, err
-	}
-	cg, err := cgroup.Detect()
-	if err != nil {
-		return nil, nil, err
-	}
-	rec := reconcile.NewRecorder(st, clk, log, "agent/"+c.Node)
-	return agent.New(agent.Deps{Node: c.Node, Store: st, Clock: clk, Log: log, Runtimes: dv.runtimes, Network: dv.network, Storage: dv.storage,
-		Images: imgs, Groups: groups{cg}, Root: c.Group, Recorder: rec, DNS: resolvers(c), Facts: newFacts(c).read}), rec, nil
 }
 
 // driverSet is what one node works with.

@@ -26,6 +26,8 @@ type Deps struct {
 	Keep policy.Keep
 	// Rebalance is how the pool is kept in shape; its zero value leaves it as it is.
 	Rebalance RebalanceConfig
+	// Members is how the hosts are chosen that keep the state; without a Group they are not.
+	Members host.MembersDeps
 	// Off switches a lost host off for certain; nil: that cannot be done here.
 	Off func(ctx context.Context, n *api.Node) error
 }
@@ -37,6 +39,9 @@ func All(d Deps) ([]reconcile.Controller, error) {
 		return nil, err
 	}
 	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off})}
+	if d.Members.Group != nil {
+		all = append(all, host.NewMembers(d.Members))
+	}
 	if d.Rebalance.Mode != RebalanceOff {
 		all = append(all, NewRebalance(d))
 	}

@@ -236,3 +236,75 @@ func known(answered string, told []string) []string {
 	}
 	return out
 }
+
+// SetEndpoints notes where the servers are, as others say; what answered last stays in front.
+func (i *Identity) SetEndpoints(urls []string) error {
+	ends, err := servers(urls)
+	if err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if len(i.rec.Endpoints) > 0 && slices.Contains(ends, i.rec.Endpoints[0]) {
+		ends = known(i.rec.Endpoints[0], ends)
+	}
+	if slices.Equal(ends, i.rec.Endpoints) {
+		return nil
+	}
+	rec := i.rec
+	rec.Endpoints = ends
+	if err := saveRecord(i.dir, rec); err != nil {
+		return err
+	}
+	i.rec = rec
+	return nil
+}
+
+// Founder reports whether the pool began on this host.
+func (i *Identity) Founder() bool { return i.record().Founder }
+
+// Demote notes that this host is one like all others from now on.
+func (i *Identity) Demote() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	rec := i.rec
+	rec.Founder = false
+	if err := saveRecord(i.dir, rec); err != nil {
+		return err
+	}
+	i.rec = rec
+	return nil
+}
+
+// WriteFile replaces a file as a whole and for certain: a crash leaves the old or the new one.
+func WriteFile(path string, data []byte) error { return replace(path, data) }
+
+// Found makes the identity of the host that a pool begins on, as joining makes those of
+// the others: ans is what it would be answered. The host's key is there already.
+func Found(dir string, d Deps, ans *api.JoinAnswer) (*Identity, error) {
+	key, err := hostKey(dir, d.Rand)
+	if err != nil {
+		return nil, err
+	}
+	if err := save(dir, d, ans, key, true); err != nil {
+		return nil, err
+	}
+	rec, err := readRecord(dir)
+	if err != nil {
+		return nil, err
+	}
+	rec.Founder = true
+	if err := saveRecord(dir, rec); err != nil {
+		return nil, err
+	}
+	return Load(dir, d)
+}
+
+// Sign makes a certificate request for the host's key.
+func Sign(dir string, d Deps) ([]byte, error) {
+	key, err := hostKey(dir, d.Rand)
+	if err != nil {
+		return nil, err
+	}
+	return request(key, d.Rand)
+}

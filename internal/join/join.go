@@ -65,6 +65,7 @@ type record struct {
 	Endpoints []string         `json:"endpoints"`
 	Pool      api.PoolSettings `json:"pool"`
 	JoinedAt  time.Time        `json:"joinedAt"`
+	Founder   bool             `json:"founder,omitempty"` // the pool began here
 }
 
 func pki(dir, name string) string { return filepath.Join(dir, "pki", name) }
@@ -234,17 +235,17 @@ func save(dir string, d Deps, ans *api.JoinAnswer, key *ecdsa.PrivateKey, first 
 	rec := record{Node: ans.Node, Role: ans.Role, Endpoints: ends, Pool: ans.Pool, JoinedAt: d.Clock.Now().UTC()}
 	if !first {
 		if old, err := readRecord(dir); err == nil {
-			rec.JoinedAt = old.JoinedAt
+			rec.JoinedAt, rec.Founder = old.JoinedAt, old.Founder
 		}
 	}
-	b, err := json.MarshalIndent(rec, "", "  ")
+	b, err := encode(rec)
 	if err != nil {
-		return errs.New(errs.Internal, "write join.json: %w", err)
+		return err
 	}
 	for _, f := range []struct {
 		path string
 		data []byte
-	}{{pki(dir, "ca.crt"), []byte(ans.Authority)}, {pki(dir, "node.crt"), []byte(ans.Certificate)}, {filepath.Join(dir, "join.json"), append(b, '\n')}} {
+	}{{pki(dir, "ca.crt"), []byte(ans.Authority)}, {pki(dir, "node.crt"), []byte(ans.Certificate)}, {filepath.Join(dir, "join.json"), b}} {
 		if old, err := readFile(f.path); err == nil && bytes.Equal(old, f.data) {
 			continue
 		}
@@ -253,6 +254,22 @@ func save(dir string, d Deps, ans *api.JoinAnswer, key *ecdsa.PrivateKey, first 
 		}
 	}
 	return nil
+}
+
+func encode(rec record) ([]byte, error) {
+	b, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return nil, errs.New(errs.Internal, "write join.json: %w", err)
+	}
+	return append(b, '\n'), nil
+}
+
+func saveRecord(dir string, rec record) error {
+	b, err := encode(rec)
+	if err != nil {
+		return err
+	}
+	return replace(filepath.Join(dir, "join.json"), b)
 }
 
 // parseCert is the host's certificate, checked: of this authority, for this key.

@@ -11,7 +11,7 @@ import (
 )
 
 func (s *Server) newDesk() *enroll.Desk {
-	return &enroll.Desk{Store: s.Store, Auth: s.Auth, CA: s.CA, Clock: s.Clock, Rand: s.Rand,
+	return &enroll.Desk{Group: s.Group, Store: s.Store, Auth: s.Auth, CA: s.CA, Clock: s.Clock, Rand: s.Rand,
 		Node: s.cfg.Node, Names: s.hosts(), Endpoints: s.cfg.Advertise, Pool: s.cfg.Pool}
 }
 
@@ -21,6 +21,8 @@ func (s *Server) joinRoutes() []*Route {
 		{Method: "POST", Path: "/v1/join", ID: "join", Doc: "A host joins by a token and gets its certificate.", Public: true, Body: typeJSON, Schema: "JoinRequest", Answer: typeJSON, Result: "JoinAnswer", handle: (*call).join},
 		{Method: "POST", Path: "/v1/join/renew", ID: "renew", Doc: "A host that joined gets a new certificate; the request's signature proves who it is.", Public: true, Body: typeJSON, Schema: "RenewRequest", Answer: typeJSON, Result: "JoinAnswer", handle: (*call).renew},
 		{Method: "POST", Path: "/v1/nodes/{name}/revoke", ID: "revokeNode", Doc: "Turns the key of a host away until it joins anew.", Verb: api.VerbUpdate, Def: def(api.KindNodeIdentity), Body: typeJSON, Schema: "Revocation", Answer: typeJSON, Result: "NodeIdentity", handle: (*call).revokeNode},
+		{Method: "POST", Path: "/v1/members/{name}/part", ID: "takePart", Doc: "A host that the leader wants among the members takes part in keeping the state. That host only, by its certificate.", Known: true,
+			Def: def(api.KindMember), Body: typeJSON, Schema: "TakePartRequest", Answer: typeJSON, Result: "TakePartAnswer", handle: (*call).takePart},
 		{Method: "GET", Path: "/install", ID: "install", Doc: "A script that installs Atoll from this server and joins.", Public: true, Answer: typeText, handle: (*call).install},
 		{Method: "GET", Path: "/install/{os}/{arch}/{binary}", ID: "installBinary", Doc: "A program of this server's version.", Public: true, Answer: typeBinary, Long: true, handle: (*call).installBinary},
 	}
@@ -55,6 +57,24 @@ func (c *call) renew() error {
 	}
 	c.ref = api.Ref{Kind: api.KindNodeIdentity, Name: clip(req.Node)}
 	ans, err := c.desk.Renew(c.r.Context(), req, c.source)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, ans)
+}
+
+// takePart gives a member the pool's authority, so it is for nobody but the host itself.
+func (c *call) takePart() error {
+	name := c.r.PathValue("name")
+	c.ref = api.Ref{Kind: api.KindMember, Name: name}
+	if c.id.Node == "" || c.id.Node != name {
+		return errs.New(errs.Denied, "%s may not take part as %s: a host does that for itself", c.id, clip(name))
+	}
+	var req api.TakePartRequest
+	if err := c.bodyJSON(&req); err != nil {
+		return err
+	}
+	ans, err := c.desk.TakePart(c.r.Context(), name, req)
 	if err != nil {
 		return err
 	}

@@ -227,6 +227,7 @@ func (s *Server) document() ([]byte, error) {
 		"Commit": reflect.TypeFor[CommitRequest](), "Committed": reflect.TypeFor[Committed](), "UsageReport": reflect.TypeFor[api.UsageReport](),
 		"JoinInfo": reflect.TypeFor[api.JoinInfo](), "JoinRequest": reflect.TypeFor[api.JoinRequest](), "RenewRequest": reflect.TypeFor[api.RenewRequest](),
 		"JoinAnswer": reflect.TypeFor[api.JoinAnswer](), "Revocation": reflect.TypeFor[api.Revocation](),
+		"TakePartRequest": reflect.TypeFor[api.TakePartRequest](), "TakePartAnswer": reflect.TypeFor[api.TakePartAnswer](),
 		"PlanRequest": reflect.TypeFor[api.PlanRequest](), "PlanAnswer": reflect.TypeFor[api.PlanAnswer](),
 	})
 }

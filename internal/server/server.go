@@ -59,6 +59,8 @@ type Deps struct {
 	// Base is the store below all decorators, which a restore writes to: a decorator
 	// would judge objects by its rules while they are half there. None: no restore.
 	Base store.Store
+	// Group is the servers that keep the state, where they are the pool's own.
+	Group store.Cluster
 }
 
 // Config bounds and places the server. Zero values take the defaults given.

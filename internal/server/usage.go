@@ -27,9 +27,22 @@ const (
 func (c *call) usage() error {
 	tenant := c.r.URL.Query().Get("tenant")
 	c.ref.Tenant = tenant
-	ctx, cancel := context.WithTimeout(c.r.Context(), usageTimeout)
+	out, err := c.Usage(c.r.Context())
+	if err != nil {
+		return err
+	}
+	if err := c.limits(&out); err != nil {
+		return err
+	}
+	c.cut(&out, tenant)
+	return c.json(http.StatusOK, out)
+}
+
+// Usage asks all nodes that are connected to this server what they use, and adds up.
+func (s *Server) Usage(ctx context.Context) (api.UsageReport, error) {
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
 	defer cancel()
-	nodes := c.Hub.Nodes()
+	nodes := s.Hub.Nodes()
 	sort.Strings(nodes)
 	reports := make([]*api.UsageReport, len(nodes))
 	sem := make(chan struct{}, maxUsageOpen)
@@ -38,9 +51,9 @@ func (c *call) usage() error {
 		wg.Go(func() {
 			sem <- struct{}{}
 			defer func() { <-sem }()
-			r, err := c.nodeUsage(ctx, n)
+			r, err := s.nodeUsage(ctx, n)
 			if err != nil {
-				c.Log.Warn("node did not report its usage", slog.String("node", n), slog.Any("error", err))
+				s.Log.Warn("node did not report its usage", slog.String("node", n), slog.Any("error", err))
 				return
 			}
 			reports[i] = r
@@ -48,16 +61,12 @@ func (c *call) usage() error {
 	}
 	wg.Wait()
 	out := merge.Usage(reports)
-	out.At = c.now()
-	if err := c.limits(&out); err != nil {
-		return err
-	}
-	c.cut(&out, tenant)
-	return c.json(http.StatusOK, out)
+	out.At = s.now()
+	return out, nil
 }
 
-func (c *call) nodeUsage(ctx context.Context, node string) (*api.UsageReport, error) {
-	st, err := c.Hub.Open(ctx, node, tunnel.Header{Verb: tunnel.VerbUsage})
+func (s *Server) nodeUsage(ctx context.Context, node string) (*api.UsageReport, error) {
+	st, err := s.Hub.Open(ctx, node, tunnel.Header{Verb: tunnel.VerbUsage})
 	if err != nil {
 		return nil, err
 	}

@@ -26,6 +26,7 @@ import (
 
 // Desk is what hosts come to.
 type Desk struct {
+	Group store.Cluster // the servers that keep the state; nil: none that others could join
 	Store store.Store
 	Auth  *auth.Authority
 	CA    *auth.CA // nil: nobody can join

@@ -221,7 +221,8 @@ func embedConfig(cfg Config) (*embed.Config, error) {
 	if cfg.Peers.Join {
 		ec.ClusterState = embed.ClusterStateFlagExisting
 	}
-	ec.PeerTLSInfo = transport.TLSInfo{CertFile: cfg.Peers.CertFile, KeyFile: cfg.Peers.KeyFile, TrustedCAFile: cfg.Peers.CAFile, ClientCertAuth: true}
+	ec.PeerTLSInfo = transport.TLSInfo{CertFile: cfg.Peers.CertFile, KeyFile: cfg.Peers.KeyFile, TrustedCAFile: cfg.Peers.CAFile, ClientCertAuth: true,
+		SkipClientSANVerify: true} // a host may call from any of its addresses; its certificate says who it is
 	return ec, setPeers(ec, cfg.Name, cfg.Peers.Listen, cfg.Peers.Advertise, cfg.Peers.Cluster)
 }
 

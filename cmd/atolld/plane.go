@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"atoll/api"
+	"atoll/cmd/atolld/builtin"
+	"atoll/internal/auth"
+	"atoll/internal/clock"
+	"atoll/internal/control"
+	"atoll/internal/control/host"
+	"atoll/internal/errs"
+	"atoll/internal/lease"
+	"atoll/internal/metrics"
+	"atoll/internal/policy"
+	"atoll/internal/reconcile"
+	"atoll/internal/server"
+	"atoll/internal/store"
+	"atoll/internal/store/etcdstore"
+	"atoll/internal/store/quota"
+	"atoll/internal/tunnel"
+)
+
+// plane is the part of the control plane that runs in this process: a copy of the
+// pool's state, the API, and, while this process leads, the controllers.
+type plane struct {
+	c   config
+	clk clock.Clock
+	log *slog.Logger
+
+	base   *etcdstore.Store
+	shared *store.Shared // asks a majority once for everybody who waits
+	cache  *store.Cache
+	st     *quota.Store // admission over the mirror: what controllers and this host's agent write to
+	ca     *auth.CA
+	hub    *tunnel.Hub
+	srv    *server.Server
+	keeper atomic.Pointer[lease.Keeper] // nil while this process does not lead
+	usage  func(ctx context.Context) (api.UsageReport, error)
+
+	grow sync.Mutex // one step at a time
+}
+
+// openPlane opens the store. What runs is run's.
+func openPlane(ctx context.Context, c config, peers etcdstore.Peers, clk clock.Clock, log *slog.Logger) (*plane, error) {
+	base, err := openStore(ctx, c, peers, clk, log)
+	if err != nil {
+		return nil, err
+	}
+	p := &plane{c: c, clk: clk, log: log, base: base, shared: store.NewShared(base), hub: tunnel.NewHub()}
+	p.cache = store.NewCache(base, allKinds()...)
+	p.st = quota.New(p.cache)
+	p.st.Reserve = quota.Reserve{Buffer: c.Buffer, Spare: c.Spare}
+	p.ca = auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
+	fresh := store.NewFresh(p.st, p.cache, p.shared)
+	p.srv = server.New(server.Deps{Store: fresh, Auth: auth.New(clk, auth.Config{}), CA: p.ca, Hub: p.hub, Clock: clk, Rand: rand.Reader, Log: log,
+		Lists: fresh, Base: base, Group: base, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log),
+		NodeStream: p.nodeStream}, serverConfig(c))
+	p.usage = p.srv.Usage
+	return p, nil
+}
+
+// mirror keeps the copy that reads are answered from; it runs before anything else.
+func (p *plane) mirror(ctx context.Context) error { return p.cache.Run(ctx) }
+
+// lead is what runs on one process of the pool only. It begins by taking the leader's
+// lease: after that, nobody who led before can write anything, and what the mirror
+// shows is all that was decided.
+func (p *plane) lead(ctx context.Context) error {
+	began := p.clk.Now()
+	rev, err := lease.Lead(ctx, p.st, p.clk, p.c.Node)
+	if err != nil {
+		return err
+	}
+	st := store.Fenced(p.st, api.LeaderLease(), func() int64 { return rev })
+	engine := reconcile.New(st, p.clk, p.log, reconcile.Events{})
+	cs, err := control.All(control.Deps{Clock: p.clk, Log: p.log, Chain: builtin.Policies(), Seed: 1, Subnet: p.c.Subnet,
+		Keep: policy.Keep{Buffer: p.c.Buffer, Spare: p.c.Spare}, Rebalance: p.rebalance(), Members: p.members()})
+	if err != nil {
+		return err
+	}
+	for _, x := range cs {
+		engine.Add(x, control.Workers(x))
+	}
+	k := lease.NewKeeper(lease.Deps{Config: lease.Config{Duration: p.c.Lease.D()}, Store: st, Src: p.shared, Clock: p.clk, Log: p.log})
+	if err := k.Load(ctx); err != nil {
+		return err
+	}
+	p.keeper.Store(k)
+	defer p.keeper.Store(nil)
+	p.log.Info("leads the pool", "took", p.clk.Now().Sub(began).Round(time.Millisecond).String())
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return k.Run(gctx) })
+	g.Go(func() error { return engine.Run(gctx) })
+	g.Go(func() error {
+		if err := lease.Replaced(gctx, p.st, rev); err != nil {
+			return err
+		}
+		return errs.New(errs.Conflict, "another server took the lead")
+	})
+	err = g.Wait()
+	p.log.Info("no longer leads the pool", "why", err)
+	if ctx.Err() != nil || errors.Is(err, errs.Conflict) {
+		return nil
+	}
+	return err
+}
+
+// nodeStream takes what nodes open: their heartbeats.
+func (p *plane) nodeStream(ctx context.Context, node string, h tunnel.Header, s *tunnel.Stream) error {
+	if h.Verb != lease.Verb {
+		return errs.New(errs.Unsupported, "this server takes no streams of kind %q from nodes", h.Verb)
+	}
+	return lease.Serve(ctx, node, p.keeper.Load, s)
+}
+
+// members is how the hosts are chosen that keep the state; an external etcd is its operator's.
+func (p *plane) members() host.MembersDeps {
+	if p.c.EtcdEndpoints != "" {
+		return host.MembersDeps{}
+	}
+	want, err := strconv.Atoi(p.c.Members)
+	if err != nil {
+		want = 0 // auto
+	}
+	return host.MembersDeps{Clock: p.clk, Log: p.log, Group: reacher{p.base, p}, Self: p.c.Node, Want: want, Replace: p.c.Replace.D()}
+}
+
+// reacher is the servers that keep the state, as the leader changes them.
+type reacher struct {
+	*etcdstore.Store
+	p *plane
+}
+
+// Reach makes the leader's own copy reachable.
+func (r reacher) Reach(ctx context.Context) (peer, api string, err error) { return r.p.Reach(ctx) }
+
+// rebalance is how the pool is kept in shape.
+func (p *plane) rebalance() control.RebalanceConfig {
+	mode := control.RebalanceMode(p.c.Rebalance)
+	if mode == "off" {
+		mode = control.RebalanceOff
+	}
+	return control.RebalanceConfig{Mode: mode, PerHour: p.c.PerHour, Usage: p.usage}
+}
+
+// bootstrap makes what every pool begins with.
+func (p *plane) bootstrap(ctx context.Context, imgs *images) error {
+	if err := bootstrap(ctx, p.st, p.clk, imgs); err != nil {
+		return err
+	}
+	if err := knowSelf(ctx, p.st, p.clk, p.c); err != nil {
+		return fmt.Errorf("node %s: %w", p.c.Node, err)
+	}
+	return nil
+}

@@ -1,0 +1,95 @@
+package enroll
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+
+	"atoll/api"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+// TakePart lets a host that the leader wants among the members in: it is made a
+// learner, and gets what a member needs. Asked again it answers the same.
+func (d *Desk) TakePart(ctx context.Context, node string, req api.TakePartRequest) (*api.TakePartAnswer, error) {
+	if d.Group == nil || d.CA == nil {
+		return nil, errs.New(errs.Unsupported, "the state of this pool is kept by an etcd of its own")
+	}
+	ref := api.Ref{Kind: api.KindMember, Name: node}
+	m, err := maybe[*api.Member](ctx, d.Store, ref)
+	if err != nil {
+		return nil, err
+	}
+	if m == nil || m.Spec.State != api.MemberWanted && m.Spec.State != api.MemberLearner {
+		return nil, errs.New(errs.Denied, "%s is not wanted among the members", node).WithHint("the leader chooses them: atoll get members")
+	}
+	if f := checkPart(req, m.Spec.Witness); f != nil {
+		return nil, errs.InvalidFields("member "+node, f)
+	}
+	if m.Spec.State == api.MemberLearner && m.Spec.Peer != req.Peer { // it began under another address
+		if id, err := strconv.ParseUint(m.Spec.ID, 16, 64); err == nil {
+			if err := d.Group.RemovePeer(ctx, id); err != nil {
+				return nil, err
+			}
+		}
+	}
+	peer, err := d.Group.AddLearner(ctx, req.Peer)
+	if err != nil {
+		return nil, err
+	}
+	next := api.Clone(m)
+	next.Spec.Peer, next.Spec.API, next.Spec.ID, next.Spec.Message = req.Peer, req.API, strconv.FormatUint(peer.ID, 16), "gets a copy of the state"
+	if m.Spec.State != api.MemberLearner {
+		next.Spec.State, next.Spec.Since = api.MemberLearner, d.now()
+	}
+	if _, err := d.Store.Commit(ctx, store.Update(next)); err != nil {
+		return nil, fmt.Errorf("note the member %s: %w", node, err)
+	}
+	ans := &api.TakePartAnswer{Cluster: map[string]string{}}
+	peers, err := d.Group.Peers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range peers {
+		name := p.Name
+		if p.ID == peer.ID {
+			name = node
+		}
+		if name != "" { // another learner that has not begun is no member yet
+			ans.Cluster[name] = p.URL
+		}
+	}
+	if m.Spec.Witness {
+		return ans, nil
+	}
+	bundle, err := d.CA.Bundle()
+	if err != nil {
+		return nil, err
+	}
+	ans.Authority = string(bundle)
+	return ans, nil
+}
+
+func checkPart(req api.TakePartRequest, witness bool) []errs.Field {
+	var f []errs.Field
+	check := func(field, v string) {
+		u, err := url.Parse(v)
+		if err != nil || u.Scheme != "https" || u.Path != "" || u.RawQuery != "" || u.User != nil {
+			f = append(f, errs.Field{Field: field, Value: clip(v), Rule: "must be https://host:port", Example: "https://10.0.0.2:7444"})
+			return
+		}
+		if h, p, err := net.SplitHostPort(u.Host); err != nil || h == "" || p == "" || net.ParseIP(h) != nil && net.ParseIP(h).IsLoopback() {
+			f = append(f, errs.Field{Field: field, Value: clip(v), Rule: "must be where other hosts reach it", Example: "https://10.0.0.2:7444"})
+		}
+	}
+	check("peer", req.Peer)
+	if !witness {
+		check("api", req.API)
+	}
+	return f
+}
+
+func clip(s string) string { return s[:min(len(s), 80)] }

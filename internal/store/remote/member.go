@@ -1,0 +1,24 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/url"
+
+	"atoll/api"
+	"atoll/internal/errs"
+)
+
+// TakePart asks for this host's part in keeping the state; for the host itself only.
+func (s *Store) TakePart(ctx context.Context, node string, req api.TakePartRequest) (*api.TakePartAnswer, error) {
+	b, err := json.Marshal(req)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "encode request: %w", err)
+	}
+	var ans api.TakePartAnswer
+	if err := s.json(ctx, request{method: "POST", path: "/v1/members/" + url.PathEscape(node) + "/part", body: bytes.NewReader(b)}, &ans); err != nil {
+		return nil, err
+	}
+	return &ans, nil
+}
