@@ -188,6 +188,13 @@ func (s *Store) Endpoints() []string {
 	return s.ring.bases()
 }
 
+// Answered reports whether a server has answered and still did when it was last asked.
+func (s *Store) Answered() bool {
+	s.ring.mu.Lock()
+	defer s.ring.mu.Unlock()
+	return s.ring.pref != nil
+}
+
 // RefreshEndpoints asks where the servers of the pool are, and uses these from now on.
 // What a server tells is believed only as far as the connection it came over.
 func (s *Store) RefreshEndpoints(ctx context.Context) ([]string, error) {
