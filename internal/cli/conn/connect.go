@@ -3,6 +3,7 @@ package conn
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"time"
@@ -22,10 +23,14 @@ const maxCA = 1 << 20
 // Dial is the Dial of the real program: the API over the socket or the network.
 func Dial(s Settings) (Client, error) {
 	cfg := remote.Config{Token: s.Token, Agent: s.UserAgent}
+	w := &wire{}
 	if s.Server == "" {
 		cfg.Socket = s.Socket
 	} else {
-		cfg.URL = s.Server
+		w.path, w.known = s.Memory, recall(s.Memory, s.Server)
+		if cfg.Endpoints = w.known.Servers; len(cfg.Endpoints) == 0 {
+			cfg.URL = s.Server // which says what is wrong with it
+		}
 		if s.CAFile != "" {
 			ca, err := parse.ReadFile(s.CAFile, maxCA)
 			if err != nil {
@@ -34,22 +39,32 @@ func Dial(s Settings) (Client, error) {
 			cfg.CA = ca
 		}
 	}
-	r, err := remote.New(cfg)
-	if err != nil {
+	var err error
+	if w.Store, err = remote.New(cfg); err != nil {
 		return nil, err
 	}
 	if s.Trace != nil {
-		return &tracer{Client: &wire{r}, trace: s.Trace, clock: clock.Real{}}, nil
+		return &tracer{Client: w, trace: s.Trace, clock: clock.Real{}}, nil
 	}
-	return &wire{r}, nil
+	return w, nil
 }
 
 // wire is a Client that speaks to a server.
-type wire struct{ *remote.Store }
+type wire struct {
+	*remote.Store
+	path  string // of the memory
+	known memory
+}
 
-// Create makes one object.
+// Create makes one object. Where there are several servers it has a key, so that it
+// can be sent to the next when one does not answer; but for a token: its secret is told
+// by the first answer only.
 func (s *wire) Create(ctx context.Context, o api.Object) (api.Object, error) {
-	return s.Store.Create(ctx, o, "")
+	key := ""
+	if o.ObjectKind() != api.KindToken && len(s.Endpoints()) > 1 {
+		key = rand.Text()
+	}
+	return s.Store.Create(ctx, o, key)
 }
 
 // Delete asks for removal.
@@ -116,8 +131,14 @@ func (s *wire) Restore(ctx context.Context, r io.Reader) error {
 
 // Close gives the connections back.
 func (s *wire) Close() error {
+	s.remember()
 	s.Store.Close()
 	return nil
+}
+
+// Located is a Client that knows the addresses of its servers.
+type Located interface {
+	Endpoints() []string // the one that is asked in front
 }
 
 // tracer tells of every request what it was about and how long it took, and
@@ -126,6 +147,14 @@ type tracer struct {
 	Client
 	trace func(string)
 	clock clock.Clock
+}
+
+// Endpoints are those of the client below.
+func (t *tracer) Endpoints() []string {
+	if l, ok := t.Client.(Located); ok {
+		return l.Endpoints()
+	}
+	return nil
 }
 
 func (t *tracer) tell(start time.Time, what, about string, err error) {

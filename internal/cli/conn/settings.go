@@ -20,11 +20,12 @@ const DefaultSocket = "/run/atoll/atoll.sock"
 
 // Settings say which server is talked to, and as whom.
 type Settings struct {
-	Server    string // https://host:7443; "": the socket
+	Server    string // https://host:7443, or several with commas between; "": the socket
 	Socket    string
 	Token     string // never from an argument
 	CAFile    string
 	UserAgent string
+	Memory    string // file in which commands leave each other what they know of the servers; "": none
 	// Trace is told of every request, without secrets; nil: nobody wants to know.
 	Trace func(line string)
 }
@@ -33,7 +34,7 @@ type Settings struct {
 // environment, and that by a flag.
 type File struct {
 	Tenant    string `json:"tenant,omitempty"`    // tenant that is meant when none is named
-	Server    string `json:"server,omitempty"`    // URL; without it the local socket
+	Server    string `json:"server,omitempty"`    // URL, or several with commas between; without it the local socket
 	Socket    string `json:"socket,omitempty"`    // default /run/atoll/atoll.sock
 	TokenFile string `json:"tokenFile,omitempty"` // file that holds a bearer token, mode 0600
 	CAFile    string `json:"caFile,omitempty"`    // certificate authority of the server, PEM
@@ -59,7 +60,7 @@ func (g *Options) Flags(fs *pflag.FlagSet) {
 		}
 	}
 	str(&g.Tenant, "tenant", "n", "tenant (ATOLL_TENANT; default: the one chosen by 'atoll use')")
-	str(&g.Server, "server", "", "URL of the server (ATOLL_SERVER; default: this host's socket)")
+	str(&g.Server, "server", "", "URL of the server, or several with commas between (ATOLL_SERVER; default: this host's socket)")
 	str(&g.Socket, "socket", "", "socket of the daemon (ATOLL_SOCKET; default "+DefaultSocket+")")
 	str(&g.TokenFile, "token-file", "", "file that holds a token (or the token itself in ATOLL_TOKEN)")
 	str(&g.CAFile, "ca-file", "", "certificate authority of the server, PEM")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"atoll/internal/cli/conn"
 	"atoll/internal/cli/render"
 	"atoll/internal/cli/verb"
 	"atoll/internal/errs"
@@ -39,12 +40,17 @@ func runVersion(ctx context.Context, c *verb.Call, o render.Output, local bool) 
 	v := struct {
 		Client string `json:"client"`
 		Server string `json:"server,omitempty"`
+		// Endpoints are the servers known, the one that answered first.
+		Endpoints []string `json:"endpoints,omitempty"`
 	}{Client: c.Version}
 	why := ""
 	if !local {
 		cl, err := c.Server()
 		if err == nil {
 			v.Server, err = cl.ServerVersion(ctx)
+			if l, ok := cl.(conn.Located); ok && err == nil {
+				v.Endpoints = l.Endpoints()
+			}
 		}
 		if err != nil {
 			why = c.Explain(err).Error()
@@ -61,6 +67,9 @@ func runVersion(ctx context.Context, c *verb.Call, o render.Output, local bool) 
 	switch {
 	case v.Server != "":
 		c.Say("server  %s", v.Server)
+		for i, e := range v.Endpoints {
+			c.Say("        %s  %s", e, []string{"answered", "also known"}[min(i, 1)])
+		}
 	case why != "":
 		c.Say("server  not reached: %s", why)
 	}

@@ -72,11 +72,14 @@ type loginOptions struct{}
 func Login() verb.Def {
 	o := &loginOptions{}
 	return verb.Def{
-		Use: "login URL", Group: verb.GroupSetup, Min: 1, Max: 1, Short: "Use a server over the network",
+		Use: "login URL[,URL…]", Group: verb.GroupSetup, Min: 1, Max: 1, Short: "Use a server over the network",
 		Long: `Login checks a token against a server and keeps both: the address in
 ~/.config/atoll/config.yaml, the token in a file beside it that only you can read.
 The token is read from --token-file, ATOLL_TOKEN or the terminal (not shown), or
 from standard input; it is never an argument, where others could see it.
+Of a pool with several servers one address is enough: the others are learned from it
+and kept in servers.json beside it, the one that answered last in front. With several
+addresses, any that answers will do.
 'atoll login local' goes back to this host's own daemon.`,
 		Example: "  atoll login https://isle1:7443 --ca-file ca.pem\n  atoll login https://isle1:7443 < ci.token\n  atoll login local",
 		Run:     o.run,
@@ -91,15 +94,18 @@ func (o *loginOptions) run(ctx context.Context, c *verb.Call) error {
 	tokenPath := filepath.Join(filepath.Dir(conn.Path(c.Home)), "token")
 	if c.Args[0] == "local" {
 		f.Server, f.TokenFile, f.CAFile = "", "", ""
+		if err := os.Remove(conn.MemoryPath(c.Home)); err != nil && !os.IsNotExist(err) {
+			return err
+		}
 		if err := os.Remove(tokenPath); err != nil && !os.IsNotExist(err) {
 			return err
 		}
 		c.Note("commands go to this host's daemon")
 		return f.Save(c.Home)
 	}
-	u, err := url.Parse(c.Args[0])
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
-		return errs.New(errs.Invalid, "%q is not the URL of a server", c.Args[0]).WithHint("such as https://isle1:7443")
+	servers, err := loginServers(c.Args[0])
+	if err != nil {
+		return err
 	}
 	token := c.Getenv("ATOLL_TOKEN")
 	switch {
@@ -109,7 +115,7 @@ func (o *loginOptions) run(ctx context.Context, c *verb.Call) error {
 		}
 	case token != "":
 	case c.Term.InIs():
-		c.Note("Token for %s (not shown):", u.Host)
+		c.Note("Token for %s (not shown):", servers)
 		if token, err = c.Term.Password(); err != nil {
 			return errs.New(errs.Invalid, "read token: %w", err)
 		}
@@ -127,7 +133,7 @@ func (o *loginOptions) run(ctx context.Context, c *verb.Call) error {
 			return err
 		}
 	}
-	s := conn.Settings{Server: strings.TrimSuffix(u.String(), "/"), Token: token, CAFile: ca, UserAgent: c.Agent()}
+	s := conn.Settings{Server: servers, Token: token, CAFile: ca, UserAgent: c.Agent(), Memory: conn.MemoryPath(c.Home)}
 	cl, err := c.Dial(s)
 	if err != nil {
 		return err
@@ -144,6 +150,21 @@ func (o *loginOptions) run(ctx context.Context, c *verb.Call) error {
 	if err := f.Save(c.Home); err != nil {
 		return err
 	}
-	c.Say("logged in to %s as %s", u.Host, id.User)
+	c.Say("logged in to %s as %s", servers, id.User)
 	return nil
+}
+
+// loginServers checks the addresses given.
+func loginServers(arg string) (string, error) {
+	list := conn.Servers(arg)
+	for _, s := range list {
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Path != "" {
+			return "", errs.New(errs.Invalid, "%q is not the URL of a server", s).WithHint("such as https://isle1:7443")
+		}
+	}
+	if len(list) == 0 {
+		return "", errs.New(errs.Invalid, "%q names no server", arg).WithHint("such as https://isle1:7443,https://isle2:7443")
+	}
+	return strings.Join(list, ","), nil
 }

@@ -35,6 +35,7 @@ func (c *Call) settings() (conn.Settings, error) {
 		return conn.Settings{}, err
 	}
 	s.UserAgent = c.Agent()
+	s.Memory = conn.MemoryPath(c.Home)
 	if c.Global.Verbose {
 		s.Trace = func(line string) { c.Note("%s", line) }
 	}

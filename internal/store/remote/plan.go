@@ -1,7 +1,6 @@
 package remote
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"net/url"
@@ -21,6 +20,6 @@ func (s *Store) Plan(ctx context.Context, tenant string, req api.PlanRequest) (a
 	if tenant != "" {
 		q.Set("tenant", tenant)
 	}
-	err = s.json(ctx, request{method: "POST", path: "/v1/plan", query: q, body: bytes.NewReader(b)}, &out)
+	err = s.json(ctx, request{method: "POST", path: "/v1/plan", query: q, body: b, safe: true, slow: true}, &out)
 	return out, err
 }

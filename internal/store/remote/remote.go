@@ -1,6 +1,11 @@
 // Package remote is a store.Store that speaks the API: what the CLI and agents on
-// other hosts hold. It starts no goroutines of its own, keeps one pool of
-// connections, and must never print or log the token.
+// other hosts hold. It keeps one pool of connections, starts goroutines only to look
+// at servers that failed, which Close ends, and must never print or log the token.
+//
+// It may know several servers of a pool. One is preferred until it fails. What only
+// reads, what a server says it did not begin, and creates with a key are then asked of
+// the next; any other change whose answer did not come is reported as such, with
+// errs.Unavailable, and never sent twice.
 //
 // With Config.Full it keeps the contract of store.Store to the letter, for Atoll's
 // own parts and administrators. Without it, what is written is what a user may
@@ -9,63 +14,100 @@
 package remote
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"atoll/api"
+	"atoll/internal/clock"
 	"atoll/internal/errs"
 	"atoll/internal/store"
 )
 
-// Config says how to reach a server: by Socket, or by URL.
+// Config says how to reach the pool: by Socket, or by the URLs of its servers.
 type Config struct {
 	Socket string // path of its unix socket
 	URL    string // https://host:7443
-	Token  string // bearer token; over the socket the host account is enough
-	CA     []byte // PEM certificates to trust for URL; default: the system's
-	Cert   *tls.Certificate
-	Full   bool // write whole objects, see the package comment
+	// Endpoints are the URLs of servers, in the order they are asked; URL, where it is
+	// given, is the first. What can be asked of another server when one does not answer
+	// is asked of the next.
+	Endpoints []string
+	Token     string // bearer token; over the socket the host account is enough
+	CA        []byte // PEM certificates to trust for URL; default: the system's
+	Cert      *tls.Certificate
+	// ClientCert gives the certificate for each new connection, for one that is renewed
+	// from time to time. It outranks Cert.
+	ClientCert func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
+	Full       bool // write whole objects, see the package comment
 	// Agent names the caller in the User-Agent header.
 	Agent string
+
+	// With several endpoints only:
+	DialTimeout time.Duration // for one connection; default 1.5 s (5 s with one endpoint)
+	TryTimeout  time.Duration // for a server to begin to answer what is asked quickly, before the next is asked; default 2 s
+	Patience    time.Duration // how long all of them together are asked again; default 5 s
+	Probe       time.Duration // pause between looks at the server of a watch; default 10 s
 }
 
-// Store talks to a server. Safe for use by many goroutines.
+func (c *Config) defaults() {
+	if c.Agent == "" {
+		c.Agent = "atoll"
+	}
+	many := len(c.Endpoints) > 1
+	for _, d := range []struct {
+		p         *time.Duration
+		one, many time.Duration
+	}{{&c.DialTimeout, 5 * time.Second, 1500 * time.Millisecond}, {&c.TryTimeout, 2 * time.Second, 2 * time.Second},
+		{&c.Patience, 5 * time.Second, 5 * time.Second}, {&c.Probe, 10 * time.Second, 10 * time.Second}} {
+		if *d.p == 0 && many {
+			*d.p = d.many
+		} else if *d.p == 0 {
+			*d.p = d.one
+		}
+	}
+}
+
+// Store talks to the servers of a pool. Safe for use by many goroutines.
 type Store struct {
 	cfg    Config
-	base   string
+	ring   *ring
 	client *http.Client
 	stream *http.Client // HTTP/1.1 only, for WebSockets
+
+	background func(func(context.Context)) // runs it in a goroutine that Close ends and waits for
+	end        func()
 }
 
 const (
-	dialTimeout = 5 * time.Second
-	maxProblem  = 1 << 20
+	maxProblem   = 1 << 20
+	probeTimeout = 2 * time.Second
 )
 
 // New connects when it is first used.
 func New(cfg Config) (*Store, error) {
-	s := &Store{cfg: cfg}
-	if cfg.Agent == "" {
-		s.cfg.Agent = "atoll"
+	if cfg.URL != "" && !slices.Contains(cfg.Endpoints, cfg.URL) || len(cfg.Endpoints) == 0 {
+		cfg.Endpoints = append([]string{cfg.URL}, cfg.Endpoints...)
 	}
+	cfg.defaults()
+	s := &Store{cfg: cfg, ring: &ring{clock: clock.Real{}}}
+	s.owned()
 	if cfg.Socket != "" {
-		s.base = "http://localhost"
+		s.ring.list = []*endpoint{{base: "http://localhost"}}
 		t := &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				d := net.Dialer{Timeout: dialTimeout}
+				d := net.Dialer{Timeout: cfg.DialTimeout}
 				return d.DialContext(ctx, "unix", cfg.Socket)
 			},
 			MaxIdleConnsPerHost: 32,
@@ -76,15 +118,21 @@ func New(cfg Config) (*Store, error) {
 		s.stream = s.client
 		return s, nil
 	}
-	u, err := url.Parse(cfg.URL)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
-		return nil, errs.New(errs.Invalid, "%q is not the address of a server", cfg.URL).WithHint("example: https://isle1:7443")
+	var list []string
+	for _, e := range cfg.Endpoints {
+		base, err := address(e, cfg.Token != "")
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(list, base) {
+			list = append(list, base)
+		}
 	}
-	if u.Scheme == "http" && cfg.Token != "" && !loopback(u.Hostname()) {
-		return nil, errs.New(errs.Invalid, "a token would be sent in the clear to %s", u.Host).WithHint("use https://")
+	if len(list) > maxEndpoints {
+		return nil, errs.New(errs.Invalid, "%d servers are more than a pool has", len(list)).WithHint("name at most %d", maxEndpoints)
 	}
-	s.base = u.Scheme + "://" + u.Host
-	conf := &tls.Config{MinVersion: tls.VersionTLS13}
+	s.ring.replace(list)
+	conf := &tls.Config{MinVersion: tls.VersionTLS13, GetClientCertificate: cfg.ClientCert}
 	if len(cfg.CA) > 0 {
 		conf.RootCAs = x509.NewCertPool()
 		if !conf.RootCAs.AppendCertsFromPEM(cfg.CA) {
@@ -94,25 +142,37 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Cert != nil {
 		conf.Certificates = []tls.Certificate{*cfg.Cert}
 	}
-	transport := func(http2 bool) *http.Transport {
-		t := &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
-			TLSClientConfig:       conf.Clone(),
-			TLSHandshakeTimeout:   dialTimeout,
-			MaxIdleConnsPerHost:   32,
-			IdleConnTimeout:       2 * time.Minute,
-			ForceAttemptHTTP2:     http2,
-			ExpectContinueTimeout: time.Second,
-		}
-		if !http2 {
-			t.TLSClientConfig.NextProtos = []string{"http/1.1"}
-		}
-		return t
-	}
-	s.client = &http.Client{Transport: transport(true), CheckRedirect: stay}
-	s.stream = &http.Client{Transport: transport(false), CheckRedirect: stay}
+	s.client = &http.Client{Transport: transport(cfg, conf, true), CheckRedirect: stay}
+	s.stream = &http.Client{Transport: transport(cfg, conf, false), CheckRedirect: stay}
 	return s, nil
+}
+
+func transport(cfg Config, conf *tls.Config, http2 bool) *http.Transport {
+	t := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: cfg.DialTimeout}).DialContext,
+		TLSClientConfig:       conf.Clone(),
+		TLSHandshakeTimeout:   cfg.DialTimeout,
+		MaxIdleConnsPerHost:   32,
+		IdleConnTimeout:       2 * time.Minute,
+		ForceAttemptHTTP2:     http2,
+		ExpectContinueTimeout: time.Second,
+	}
+	if !http2 {
+		t.TLSClientConfig.NextProtos = []string{"http/1.1"}
+	}
+	return t
+}
+
+// owned makes what runs beside the calls, and its end.
+func (s *Store) owned() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	s.background = func(fn func(context.Context)) { wg.Go(func() { fn(ctx) }) }
+	s.end = func() {
+		cancel()
+		wg.Wait()
+	}
 }
 
 // stay keeps the token from being sent where a redirect points.
@@ -125,6 +185,7 @@ func loopback(host string) bool {
 
 // Close gives idle connections back.
 func (s *Store) Close() {
+	s.end()
 	s.client.CloseIdleConnections()
 	s.stream.CloseIdleConnections()
 }
@@ -134,62 +195,6 @@ func (s *Store) headers(h http.Header) {
 	if s.cfg.Token != "" {
 		h.Set("Authorization", "Bearer "+s.cfg.Token)
 	}
-}
-
-// request is one call of the API.
-type request struct {
-	method, path string
-	query        url.Values
-	header       map[string]string
-	body         io.Reader
-}
-
-// do gives the answer of a call that went well; the caller closes its body.
-func (s *Store) do(ctx context.Context, in request) (*http.Response, error) {
-	u := s.base + in.path
-	if len(in.query) > 0 {
-		u += "?" + in.query.Encode()
-	}
-	req, err := http.NewRequestWithContext(ctx, in.method, u, in.body)
-	if err != nil {
-		return nil, errs.New(errs.Invalid, "make request: %w", err)
-	}
-	s.headers(req.Header)
-	if in.body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	for k, v := range in.header {
-		req.Header.Set(k, v)
-	}
-	resp, err := s.client.Do(req)
-	if err != nil {
-		return nil, s.unreachable(ctx, err)
-	}
-	if resp.StatusCode >= 300 { // a server of ours never sends callers elsewhere
-		defer resp.Body.Close()
-		return nil, problem(resp)
-	}
-	return resp, nil
-}
-
-// unreachable says what to do when there is no server, without the URL's query.
-func (s *Store) unreachable(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	var u *url.Error
-	if errors.As(err, &u) {
-		err = u.Err
-	}
-	where := s.base
-	if s.cfg.Socket != "" {
-		where = s.cfg.Socket
-	}
-	var unknown x509.UnknownAuthorityError
-	if errors.As(err, &unknown) {
-		return errs.New(errs.Unauthenticated, "the server at %s shows a certificate of an unknown authority", where).WithHint("trust its ca.crt: atoll login URL --ca-file FILE")
-	}
-	return errs.New(errs.Unavailable, "no server answers at %s: %w", where, err).WithHint("is it running? start it: atolld up (or make up)")
 }
 
 // problem restores the error a server answered with.
@@ -216,22 +221,6 @@ func problemError(b []byte, status string) error {
 		return errs.New(errs.Unavailable, "unexpected answer %s", status).WithHint("is this an Atoll server?")
 	}
 	return &errs.Error{Kind: errs.Kind(kind), Msg: p.Detail, Hint: p.Hint, Fields: p.Fields}
-}
-
-func (s *Store) json(ctx context.Context, in request, out any) error {
-	resp, err := s.do(ctx, in)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return errs.New(errs.Unavailable, "the server's answer broke off: %w", err)
-	}
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 4096)) // so that the connection can be used again
-	return nil
 }
 
 // object reads an answer that is one object.
@@ -295,7 +284,7 @@ func (s *Store) List(ctx context.Context, sel api.Selector) ([]api.Object, int64
 		Revision int64             `json:"revision"`
 		Items    []json.RawMessage `json:"items"`
 	}
-	if err := s.json(ctx, request{method: "GET", path: path, query: q}, &in); err != nil {
+	if err := s.json(ctx, request{method: "GET", path: path, query: q, slow: sel.MinRev > 0}, &in); err != nil {
 		return nil, 0, err
 	}
 	out := make([]api.Object, len(in.Items))
@@ -439,7 +428,7 @@ func (s *Store) commit(ctx context.Context, ops []store.Op, full, dry bool) ([]R
 			Object json.RawMessage `json:"object"`
 		} `json:"results"`
 	}
-	if err := s.json(ctx, request{method: "POST", path: "/v1/commit", query: q, body: bytes.NewReader(b)}, &in); err != nil {
+	if err := s.json(ctx, request{method: "POST", path: "/v1/commit", query: q, body: b, safe: dry}, &in); err != nil {
 		return nil, 0, err
 	}
 	out := make([]Result, len(in.Results))
@@ -467,9 +456,9 @@ func (s *Store) Create(ctx context.Context, o api.Object, key string) (api.Objec
 	if err != nil {
 		return nil, errs.New(errs.Internal, "encode %s: %w", api.RefOf(o), err)
 	}
-	in := request{method: "POST", path: path, body: bytes.NewReader(b)}
+	in := request{method: "POST", path: path, body: b}
 	if key != "" {
-		in.header = map[string]string{"Idempotency-Key": key}
+		in.header, in.safe = map[string]string{"Idempotency-Key": key}, true
 	}
 	return s.object(ctx, in, o.ObjectKind())
 }
@@ -485,7 +474,7 @@ func (s *Store) Replace(ctx context.Context, o api.Object) (api.Object, error) {
 	if err != nil {
 		return nil, errs.New(errs.Internal, "encode %s: %w", api.RefOf(o), err)
 	}
-	return s.object(ctx, request{method: "PUT", path: path, query: q, body: bytes.NewReader(b)}, o.ObjectKind())
+	return s.object(ctx, request{method: "PUT", path: path, query: q, body: b}, o.ObjectKind())
 }
 
 // Patch changes what a merge patch (RFC 7396) names; rev 0 is any revision.
@@ -500,7 +489,7 @@ func (s *Store) Patch(ctx context.Context, ref api.Ref, patch any, rev int64) (a
 	}
 	h := map[string]string{"Content-Type": "application/merge-patch+json"}
 	match(h, rev)
-	return s.object(ctx, request{method: "PATCH", path: path, query: q, header: h, body: bytes.NewReader(b)}, ref.Kind)
+	return s.object(ctx, request{method: "PATCH", path: path, query: q, header: h, body: b}, ref.Kind)
 }
 
 // Delete asks for the removal of an object; rev 0 is any revision. It gives the
@@ -533,5 +522,5 @@ func (s *Store) Report(ctx context.Context, o api.Object, rev int64) (api.Object
 	}
 	h := map[string]string{}
 	match(h, rev)
-	return s.object(ctx, request{method: "PUT", path: path + "/status", query: q, header: h, body: bytes.NewReader(b)}, o.ObjectKind())
+	return s.object(ctx, request{method: "PUT", path: path + "/status", query: q, header: h, body: b}, o.ObjectKind())
 }

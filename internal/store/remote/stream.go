@@ -23,6 +23,7 @@ const maxMessage = 1<<20 + 1
 type Conn struct {
 	ws  *websocket.Conn
 	ctx context.Context // of the stream as a whole: it ends with the call that opened it
+	end context.CancelFunc
 }
 
 // Stream opens a live stream: exec, attach, logs or copy of an instance (see
@@ -33,26 +34,58 @@ func (s *Store) Stream(ctx context.Context, path string, query url.Values, param
 	if err != nil {
 		return nil, errs.New(errs.Internal, "encode request: %w", err)
 	}
-	u := s.base + path
+	u := path
 	if len(query) > 0 {
 		u += "?" + query.Encode()
 	}
+	tried := map[string]error{}
+	for _, e := range s.ring.order() {
+		c, turned, err := s.open(ctx, e, u, b)
+		switch {
+		case err == nil:
+			s.ring.good(e)
+			return c, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case turned && errs.KindOf(err) != errs.Unavailable:
+			return nil, err
+		}
+		s.ring.bad(e, err)
+		tried[e.base] = err
+	}
+	if len(tried) == 1 {
+		for _, err := range tried {
+			return nil, err
+		}
+	}
+	return nil, s.none(tried)
+}
+
+// open opens a stream on one server. What is asked for goes over the open stream
+// only, so a server that turned it away or did not answer has begun nothing.
+func (s *Store) open(ctx context.Context, e *endpoint, path string, params []byte) (c *Conn, turned bool, err error) {
 	h := http.Header{}
 	s.headers(h)
-	ws, resp, err := websocket.Dial(ctx, u, &websocket.DialOptions{HTTPClient: s.stream, HTTPHeader: h, CompressionMode: websocket.CompressionDisabled})
+	sctx, cancel := context.WithCancel(ctx)
+	if s.ring.several() {
+		timer := time.AfterFunc(s.cfg.DialTimeout+s.cfg.TryTimeout, cancel)
+		defer timer.Stop()
+	}
+	ws, resp, err := websocket.Dial(sctx, e.base+path, &websocket.DialOptions{HTTPClient: s.stream, HTTPHeader: h, CompressionMode: websocket.CompressionDisabled})
 	if err != nil {
+		cancel()
 		if resp != nil && resp.StatusCode >= 400 {
-			return nil, problem(resp)
+			return nil, true, problem(resp)
 		}
-		return nil, s.unreachable(ctx, dialError(err))
+		return nil, false, s.unreachable(ctx, e, dialError(err))
 	}
 	ws.SetReadLimit(maxMessage)
-	c := &Conn{ws: ws, ctx: ctx}
-	if err := ws.Write(ctx, websocket.MessageText, b); err != nil {
+	if err := ws.Write(sctx, websocket.MessageText, params); err != nil {
 		ws.CloseNow()
-		return nil, errs.New(errs.Unavailable, "open stream: %w", err)
+		cancel()
+		return nil, false, errs.New(errs.Unavailable, "open stream: %w", err)
 	}
-	return c, nil
+	return &Conn{ws: ws, ctx: sctx, end: cancel}, false, nil
 }
 
 // dialError drops the URL that the HTTP client puts into its errors.
@@ -144,7 +177,10 @@ func (w chanWriter) Write(p []byte) (int, error) {
 }
 
 // Close ends the stream at once.
-func (c *Conn) Close() error { return c.ws.CloseNow() }
+func (c *Conn) Close() error {
+	defer c.end()
+	return c.ws.CloseNow()
+}
 
 // ExitError is the error in an exit message, nil when the stream itself went well;
 // the command's own exit code is in Code.
@@ -205,7 +241,7 @@ func (s *Store) Version(ctx context.Context) (Version, error) {
 
 // Ready reports whether the server can do its work: nil, or errs.Unavailable.
 func (s *Store) Ready(ctx context.Context) error {
-	resp, err := s.do(ctx, request{method: "GET", path: "/readyz"})
+	resp, _, err := s.do(ctx, request{method: "GET", path: "/readyz", once: true})
 	if err != nil {
 		return err
 	}
@@ -214,7 +250,7 @@ func (s *Store) Ready(ctx context.Context) error {
 
 // Backup writes the whole state of the control plane to w.
 func (s *Store) Backup(ctx context.Context, w io.Writer) (int64, error) {
-	resp, err := s.do(ctx, request{method: "GET", path: "/v1/backup"})
+	resp, _, err := s.do(ctx, request{method: "GET", path: "/v1/backup", slow: true})
 	if err != nil {
 		return 0, err
 	}
@@ -231,7 +267,7 @@ func (s *Store) Restore(ctx context.Context, r io.Reader) (int64, error) {
 	var out struct {
 		Revision int64 `json:"revision"`
 	}
-	in := request{method: "POST", path: "/v1/backup", body: r, header: map[string]string{"Content-Type": "application/octet-stream"}}
+	in := request{method: "POST", path: "/v1/backup", stream: r, header: map[string]string{"Content-Type": "application/octet-stream"}}
 	err := s.json(ctx, in, &out)
 	return out.Revision, err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"strconv"
+	"sync"
 	"time"
 
 	"atoll/api"
@@ -22,8 +23,9 @@ const (
 	maxLine  = 4 << 20          // an object of 1 MiB, with room for escapes
 )
 
-// Watch follows changes. When the connection breaks it comes back by itself and
-// goes on after the last change it told of.
+// Watch follows changes. When the connection breaks it comes back by itself, to
+// another server where there is one, and goes on after the last change it told of:
+// revisions are the same on all servers.
 func (s *Store) Watch(ctx context.Context, sel api.Selector, rev int64, fn func(store.Event) error) error {
 	w := &watch{s: s, sel: sel, start: rev, fn: fn}
 	pause := retryMin
@@ -92,17 +94,54 @@ func (w *watch) once(ctx context.Context) error {
 	}
 	q.Set("watch", "true")
 	q.Set("rev", strconv.FormatInt(from, 10))
+	outer := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	resp, err := w.s.do(ctx, request{method: "GET", path: path, query: q})
+	resp, server, err := w.s.do(ctx, request{method: "GET", path: path, query: q})
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
+	if w.s.ring.several() {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer cancel()
+		wg.Go(func() { w.guard(ctx, cancel, server) })
+	}
+	err = w.read(ctx, cancel, resp.Body, skip)
+	if w.fnErr == nil && outer.Err() == nil && !final(err) {
+		w.s.ring.bad(server, err) // it ended what has no end: the next server is asked at once
+	}
+	return err
+}
+
+// guard ends a watch whose server stays connected but is not ready any more: another
+// one may be.
+func (w *watch) guard(ctx context.Context, cancel context.CancelFunc, e *endpoint) {
+	every := w.s.cfg.Probe
+	for w.s.ring.clock.Sleep(ctx, every) == nil {
+		if !w.s.ring.look(e, every) {
+			if w.s.ring.failed(e) { // another watch has looked
+				cancel()
+				return
+			}
+			continue
+		}
+		if err := w.s.probe(ctx, e); err != nil && ctx.Err() == nil {
+			w.s.ring.bad(e, err)
+			cancel()
+			return
+		}
+	}
+}
+
+// read tells of what comes over one connection, but for the first skip changes of the
+// last revision told.
+func (w *watch) read(ctx context.Context, cancel context.CancelFunc, body io.Reader, skip int) error {
 	// The timer runs only while this side waits for the server, not while fn works.
 	dead := time.AfterFunc(silence, cancel)
 	defer dead.Stop()
-	r := bufio.NewReaderSize(resp.Body, 16<<10)
+	r := bufio.NewReaderSize(body, 16<<10)
 	for {
 		dead.Reset(silence)
 		b, err := readLine(r)
