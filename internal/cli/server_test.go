@@ -30,7 +30,11 @@ func serveWorld(t testing.TB, r *rig) {
 	hub := tunnel.NewHub()
 	dial, wait := tunnel.Local(ctx, r.world.serve)
 	hub.Register("isle1", dial)
-	srv := server.New(server.Deps{Store: r.world.Mem, Auth: auth.New(clock.Real{}, auth.Config{}), Hub: hub, Clock: clock.Real{}, Rand: rand.Reader, Version: "0.1.0-test", Chain: builtin.Policies()}, server.Config{})
+	ca := auth.NewCA(filepath.Join(r.home, "pki"), clock.Real{}, rand.Reader)
+	if _, err := ca.ServerTLS([]string{"localhost"}); err != nil {
+		t.Fatal(err)
+	}
+	srv := server.New(server.Deps{Store: r.world.Mem, Auth: auth.New(clock.Real{}, auth.Config{}), CA: ca, Hub: hub, Clock: clock.Real{}, Rand: rand.Reader, Version: "0.1.0-test", Chain: builtin.Policies()}, server.Config{Advertise: []string{"https://10.0.0.1:7443"}})
 	if err := srv.LoadAuth(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -61,6 +61,9 @@ func newWorld(t testing.TB, cpu int64) *world {
 	n.Status.Conditions = []api.Condition{{Type: "Ready", Status: true}}
 	n.Status.Drivers = []api.Capability{{Type: "runtime", Name: "container"}}
 	w.put(n)
+	id := &api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity}, Spec: api.NodeIdentitySpec{KeyHash: "k", Role: api.RoleNode}}
+	id.Name = "isle1"
+	w.put(id)
 	w.wait.Go(func() { w.run(ctx) })
 	t.Cleanup(w.close)
 	return w
@@ -124,6 +127,11 @@ func (w *world) Create(ctx context.Context, o api.Object) (api.Object, error) {
 	if t, ok := made.(*api.Token); ok {
 		t = api.Clone(t)
 		t.Status.Secret = "atoll_" + t.Name + "_s3cret"
+		return t, err
+	}
+	if t, ok := made.(*api.JoinToken); ok {
+		t = api.Clone(t)
+		t.Status.Secret = "atoll-join_" + t.Name + "_s3cret"
 		return t, err
 	}
 	return made, err
@@ -653,6 +661,35 @@ func (w *world) Backup(_ context.Context, out io.Writer) error {
 func (w *world) Restore(_ context.Context, r io.Reader) error {
 	b, err := io.ReadAll(r)
 	w.drops = append(w.drops, string(b))
+	return err
+}
+
+// JoinInfo is fixed.
+func (w *world) JoinInfo(context.Context) (api.JoinInfo, error) {
+	return api.JoinInfo{Endpoints: []string{"https://10.0.0.1:7443"}, Pin: "sha256//" + strings.Repeat("A", 43) + "="}, nil
+}
+
+// RemoveNode removes what is empty.
+func (w *world) RemoveNode(ctx context.Context, name string, force, _ bool) error {
+	list, _, err := w.List(ctx, api.Selector{Kind: api.KindAssignment, Fields: map[string]string{"spec.node": name}})
+	if err == nil && len(list) > 0 && !force {
+		err = errs.New(errs.Conflict, "host %s has instances assigned to it: %d", name, len(list)).WithHint("empty it first: atoll drain %s", name)
+	}
+	if err != nil {
+		return err
+	}
+	return w.Delete(ctx, api.Ref{Kind: api.KindNode, Name: name}, store.Any)
+}
+
+// RevokeNode notes why.
+func (w *world) RevokeNode(ctx context.Context, name, why string) error {
+	o, err := w.Get(ctx, api.Ref{Kind: api.KindNodeIdentity, Name: name})
+	if err != nil {
+		return err
+	}
+	n := api.Clone(o.(*api.NodeIdentity))
+	n.Spec.Revoked = why + "."
+	_, err = w.Commit(ctx, store.Update(n))
 	return err
 }
 

@@ -35,17 +35,17 @@ func (t *Tidy) Name() string { return "tidy" }
 
 // Watches tenants and tokens; events are looked at per tenant, not one by one.
 func (t *Tidy) Watches() []api.Selector {
-	return []api.Selector{{Kind: api.KindTenant}, {Kind: api.KindToken}}
+	return []api.Selector{{Kind: api.KindTenant}, {Kind: api.KindToken}, {Kind: api.KindJoinToken}}
 }
 
 // Owns events, tokens, and what tenants leave behind.
 func (t *Tidy) Owns() []api.Kind {
-	return []api.Kind{api.KindEvent, api.KindToken, api.KindImage, api.KindDisruptionBudget}
+	return []api.Kind{api.KindEvent, api.KindToken, api.KindJoinToken, api.KindImage, api.KindDisruptionBudget}
 }
 
 // Reconcile looks at one tenant's events, or at one token.
 func (t *Tidy) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (reconcile.Result, error) {
-	if ref.Kind == api.KindToken {
+	if ref.Kind == api.KindToken || ref.Kind == api.KindJoinToken {
 		return t.token(ctx, s, ref)
 	}
 	events, _, err := store.List[*api.Event](ctx, s, api.Selector{Kind: api.KindEvent, Tenant: ref.Name})
@@ -86,21 +86,32 @@ func forgetAll(ctx context.Context, s store.Store, tenant string) error {
 	return nil
 }
 
+func expiry(o api.Object) *time.Time {
+	switch o := o.(type) {
+	case *api.Token:
+		return o.Spec.ExpiresAt
+	case *api.JoinToken:
+		return o.Spec.ExpiresAt
+	}
+	return nil
+}
+
 func (t *Tidy) token(ctx context.Context, s store.Store, ref api.Ref) (reconcile.Result, error) {
-	tok, err := store.Get[*api.Token](ctx, s, ref)
+	tok, err := s.Get(ctx, ref)
 	if errors.Is(err, errs.NotFound) {
 		return reconcile.Result{}, nil
 	}
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("read %s: %w", ref, err)
 	}
-	if tok.Spec.ExpiresAt == nil {
+	end := expiry(tok)
+	if end == nil {
 		return reconcile.Result{}, nil
 	}
-	if left := tok.Spec.ExpiresAt.Add(tokenAfterlife).Sub(t.clock.Now()); left > 0 {
+	if left := end.Add(tokenAfterlife).Sub(t.clock.Now()); left > 0 {
 		return reconcile.Result{Again: left}, nil
 	}
-	if _, err := s.Commit(ctx, store.Remove(ref, tok.Revision)); err != nil && !errors.Is(err, errs.NotFound) {
+	if _, err := s.Commit(ctx, store.Remove(ref, tok.Metadata().Revision)); err != nil && !errors.Is(err, errs.NotFound) {
 		return reconcile.Result{}, fmt.Errorf("remove %s: %w", ref, err)
 	}
 	return reconcile.Result{}, nil

@@ -197,7 +197,11 @@ func hostKey(dir string, rand io.Reader) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, errs.New(errs.Internal, "make the host's key: %w", err)
 	}
-	return key, replace(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw}))
+	err = create(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw}))
+	if errors.Is(err, fs.ErrExist) { // somebody else made it at the same time
+		return hostKey(dir, rand)
+	}
+	return key, err
 }
 
 func parseKey(b []byte, path string) (*ecdsa.PrivateKey, error) {
@@ -330,17 +334,25 @@ func readFile(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
-// replace writes a file as a whole, for root only.
-func replace(path string, data []byte) error {
-	err := os.MkdirAll(filepath.Dir(path), 0o700)
+// replace writes a file as a whole, for root only. The daemon may renew while somebody
+// joins once more, so each writes a file of its own before it takes the name.
+func replace(path string, data []byte) error { return put(path, data, os.Rename) }
+
+// create is replace, but what is there stays: then it is fs.ErrExist.
+func create(path string, data []byte) error { return put(path, data, os.Link) }
+
+func put(path string, data []byte, take func(from, to string) error) error {
+	dir := filepath.Dir(path)
+	err := os.MkdirAll(dir, 0o700)
+	var tmp string
 	if err == nil {
-		err = write(path+".new", data)
+		tmp, err = write(dir, filepath.Base(path), data)
 	}
 	if err == nil {
-		err = os.Rename(path+".new", path)
+		err = errors.Join(take(tmp, path), syncDir(dir))
 	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
+	if tmp != "" {
+		_ = os.Remove(tmp) // renamed it is gone already
 	}
 	if err != nil {
 		return errs.New(errs.Unavailable, "keep what joining gave: %w", err)
@@ -348,16 +360,13 @@ func replace(path string, data []byte) error {
 	return nil
 }
 
-func write(path string, data []byte) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err // an older one may have other rights
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+func write(dir, name string, data []byte) (string, error) {
+	f, err := os.CreateTemp(dir, "."+name+".*") // mode 0600
 	if err != nil {
-		return err
+		return "", err
 	}
 	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
+	return f.Name(), errors.Join(err, f.Sync(), f.Close())
 }
 
 func syncDir(path string) error {

@@ -20,6 +20,7 @@ type Client interface {
 	Streamer
 	Reporter
 	Keeper
+	Hosts
 	io.Closer
 }
 
@@ -65,6 +66,15 @@ type Reporter interface {
 type Keeper interface {
 	Backup(ctx context.Context, w io.Writer) error
 	Restore(ctx context.Context, r io.Reader) error
+}
+
+// Hosts lets hosts in and out.
+type Hosts interface {
+	// JoinInfo is where a host that joins finds the server; errs.Conflict when nowhere.
+	JoinInfo(ctx context.Context) (api.JoinInfo, error)
+	// RemoveNode takes a host out; force gives up what is assigned to it, off says that it is switched off.
+	RemoveNode(ctx context.Context, name string, force, off bool) error
+	RevokeNode(ctx context.Context, name, why string) error
 }
 
 // Identity is who the server takes the caller for.

@@ -25,7 +25,7 @@ func Node() verb.Def {
 	}
 	return verb.Def{
 		Use: "node", Group: verb.GroupPool, Aliases: []string{"nodes"}, Short: "Nodes: the hosts of the pool",
-		Example: "  atoll node list -o wide\n  atoll node cordon isle2\n  atoll node taint isle3 gpu=only:NoSchedule",
+		Example: "  atoll node list -o wide\n  atoll node cordon isle2\n  atoll node taint isle3 gpu=only:NoSchedule\n  atoll node token",
 		Sub: []verb.Def{
 			{Use: "list", Aliases: []string{"ls"}, Short: "List nodes", Example: "  atoll node list -o wide", Flags: list.Flags,
 				Run: func(ctx context.Context, c *verb.Call) error { return object.ListKind(ctx, c, api.KindNode, *list) }},
@@ -42,6 +42,7 @@ func Node() verb.Def {
 			change("taint NODE KEY[=VALUE]:EFFECT…", "Keep away what does not tolerate it; KEY- takes a taint away",
 				"  atoll node taint isle3 gpu=only:NoSchedule\n  atoll node taint isle3 gpu-", 2, taintNode),
 			change("label NODE KEY=VALUE…", "Label a node; KEY- takes a label away", "  atoll node label isle1 disk=ssd rack-", 2, labelNode),
+			nodeToken(), nodeTokens(), nodeRemove(), nodeRevoke(),
 		},
 	}
 }

@@ -60,7 +60,7 @@ func (d *Desk) Gone(ctx context.Context, node string) ([]store.Op, error) {
 	}
 	if len(list) > 0 {
 		a := list[0]
-		return nil, errs.New(errs.Conflict, "%d instances are assigned to host %s, such as %s/%s", len(list), node, a.Tenant, a.Name).
+		return nil, errs.New(errs.Conflict, "host %s has instances assigned to it: %d, such as %s/%s", node, len(list), a.Tenant, a.Name).
 			WithHint("empty it first: atoll drain %s. If the host is lost for good: atoll node remove %s --force", node, node)
 	}
 	return d.with(ctx, node)
@@ -221,7 +221,7 @@ func (d *Desk) once(ctx context.Context, node string, list []*api.Assignment) er
 	if count == 0 {
 		return nil
 	}
-	return errs.New(errs.Conflict, "host %s has %d instances that must not run twice, such as %s: if it still runs, they would", node, count, first).
+	return errs.New(errs.Conflict, "host %s has instances that must not run twice: %d, such as %s; if it still runs, they would", node, count, first).
 		WithHint("switch it off, and say so: atoll node remove %s --force --off", node)
 }
 
