@@ -55,6 +55,8 @@ var floors = map[string]int{
 	"internal/balance":   20,
 	"internal/balance/…": 20,
 	"internal/reconcile": 20,
+	"internal/fence":     20,
+	"internal/fence/…":   20,
 	"internal/plan":      25, // asks sched, policies and admission what would be
 	// 3 actors
 	"internal/control": 30,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,34 +15,44 @@ import (
 )
 
 // Sweep ends every process in the groups and below them and returns when none is left, or
-// with ctx and how many there were last. Nothing gets away by forking faster than it is killed:
-// the groups are forbidden to fork first. Their limits are not put back; Ensure does that
-// when something is to run in them again. Groups that are not there are empty.
-func (h *Host) Sweep(ctx context.Context, paths []string) (left int, err error) {
+// with ctx and how many there were last. gone is called for each group, by its index, when it
+// is empty. Nothing gets away by forking faster than it is killed: the groups are forbidden
+// to fork first. Killed is killed at once; until a process has given back what it had, it is
+// still counted. Limits are not put back: Ensure does that when something is to run in the groups again.
+// Groups that are not there are empty.
+func (h *Host) Sweep(ctx context.Context, paths []string, gone func(i int)) (left int, err error) {
 	for _, p := range paths {
 		if !Valid(p) {
 			return 0, fmt.Errorf("cgroup path %q is not relative and clean", p)
 		}
 	}
 	// All are hit before one is looked at: what many groups need must not add up.
-	for _, p := range paths {
+	open := make([]int, len(paths))
+	for i, p := range paths {
 		h.hold(p)
+		open[i] = i
 	}
 	for {
 		left = 0
-		for _, p := range paths {
-			n, kerr := h.strike(p)
-			if kerr != nil {
-				return n, kerr
+		still := open[:0]
+		for _, i := range open {
+			n, kerr := h.strike(paths[i])
+			switch {
+			case kerr != nil:
+				n, err = max(n, 1), kerr // the others are struck nevertheless
+			case n == 0:
+				gone(i)
+				continue
 			}
 			left += n
+			still = append(still, i)
 		}
-		if left == 0 {
+		if open = still; len(open) == 0 {
 			return 0, nil
 		}
 		// Real processes are waited for, so the clock is the real one, too.
 		if cerr := (clock.Real{}).Sleep(ctx, time.Millisecond); cerr != nil {
-			return left, fmt.Errorf("%d processes are left: %w", left, cerr)
+			return left, fmt.Errorf("%d processes are left: %w", left, errors.Join(cerr, err))
 		}
 	}
 }
@@ -57,11 +68,14 @@ func (h *Host) hold(path string) {
 	if h.Unified != "" { // on a hybrid host, too: what is in the v2 tree dies with one write
 		_ = write(filepath.Join(h.Unified, path, "cgroup.kill"), "1")
 	}
-	if d := h.Dir("cpu", path); d != "" { // the dying need the processor, whatever ceiling they had
+	if d := h.Dir("cpu", path); d != "" { // the dying need the processor, whatever share and ceiling they had
+		_ = write(d+"/cpu.idle", "0")
 		if h.Mode == V2 {
 			_ = write(d+"/cpu.max", "max")
+			_ = write(d+"/cpu.weight", "10000")
 		} else {
 			_ = write(d+"/cpu.cfs_quota_us", "-1")
+			_ = write(d+"/cpu.shares", "262144")
 		}
 	}
 }
@@ -114,10 +128,14 @@ func (h *Host) strikeIn(root, path string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, p := range pids {
-		h.killOne(path, p)
-	}
 	seen := len(pids)
+	for len(pids) > 0 {
+		n := min(len(pids), atOnce)
+		if err := killListed(dir, pids[:n]); err != nil {
+			return seen, err
+		}
+		pids = pids[n:]
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return seen, fmt.Errorf("look into %s: %w", dir, err)
@@ -133,6 +151,36 @@ func (h *Host) strikeIn(root, path string) (int, error) {
 		}
 	}
 	return seen, nil
+}
+
+// atOnce is how many processes are held by a file descriptor at a time.
+const atOnce = 128
+
+// killListed kills those of the processes that the directory still lists after a handle on
+// each was taken: a number that went to another process meanwhile is not on the list, or its
+// process is in the group, too. Asking for the group of each instead would wait, every time,
+// for whoever moves processes between groups.
+func killListed(dir string, pids []int) error {
+	var held [atOnce]int
+	for i, p := range pids {
+		fd, err := unix.PidfdOpen(p, 0)
+		if err != nil {
+			fd = -1 // it has ended
+		}
+		held[i] = fd
+	}
+	now, err := pidsIn(dir)
+	slices.Sort(now)
+	for i, p := range pids {
+		if held[i] < 0 {
+			continue
+		}
+		if _, listed := slices.BinarySearch(now, p); listed {
+			_ = unix.PidfdSendSignal(held[i], unix.SIGKILL, nil, 0) // the next pass sees who is left
+		}
+		_ = unix.Close(held[i])
+	}
+	return err
 }
 
 // pidsIn lists the processes in one directory; none when it is not there. A threaded

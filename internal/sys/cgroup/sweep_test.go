@@ -74,8 +74,9 @@ func TestSweep(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			begin := time.Now()
-			if left, err := h.Sweep(ctx, paths); err != nil || left != 0 {
-				t.Fatalf("%d left: %v", left, err)
+			empty := 0
+			if left, err := h.Sweep(ctx, paths, func(int) { empty++ }); err != nil || left != 0 || empty != len(paths) {
+				t.Fatalf("%d left, %d groups empty: %v", left, empty, err)
 			}
 			t.Logf("two fork bombs ended in %v", time.Since(begin))
 			time.Sleep(50 * time.Millisecond)
@@ -86,7 +87,7 @@ func TestSweep(t *testing.T) {
 			}
 		})
 	}
-	if _, err := real.Sweep(t.Context(), []string{"/"}); err == nil || !strings.Contains(err.Error(), "clean") {
+	if _, err := real.Sweep(t.Context(), []string{"/"}, func(int) {}); err == nil || !strings.Contains(err.Error(), "clean") {
 		t.Error("the root was swept", err)
 	}
 }
