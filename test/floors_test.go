@@ -113,6 +113,8 @@ var doors = []struct {
 	{"github.com/cilium/ebpf", []string{"internal/sys/…", "internal/driver/network/…"}, "one door to the kernel"},
 	{"go.etcd.io/etcd", []string{"internal/store/etcdstore"}, "etcd is one implementation of the store"},
 	{"github.com/google/go-containerregistry", []string{"internal/image", "internal/image/registry", "bench/…", "test/…", "test"}, "images are one package's business"},
+	{"github.com/bougou/go-ipmi", []string{"internal/fence/bmc"}, "power is switched in one place"},
+	{"github.com/stmcginnis/gofish", []string{"internal/fence/bmc"}, "power is switched in one place"},
 	{"github.com/cedar-policy", []string{"internal/auth"}, "decisions are made in one place"},
 }
 
