@@ -21,7 +21,7 @@ down:            ## take every trace off this host; DATA=1 also removes the data
 packages:        ## install the OS packages Atoll and its tests need
 	@deploy/packages.sh --test
 
-build: bin/atoll bin/atolld bin/atoll-init  ## build the binaries into bin/
+build: bin/atoll bin/atolld bin/atoll-init bin/atoll-watchdog  ## build the binaries into bin/
 
 bin/%: $(SOURCES)
 	@mkdir -p bin

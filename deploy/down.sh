@@ -17,5 +17,5 @@ if [ -n "$pid" ] && readlink "/proc/$pid/exe" 2>/dev/null | grep -q '/atolld'; t
   kill -9 "$pid" 2>/dev/null || true
 fi
 if [ -x "$d" ]; then "$d" down "$@"; fi
-rm -f /usr/local/bin/atoll /usr/local/bin/atolld
+rm -f /usr/local/bin/atoll /usr/local/bin/atolld /usr/local/bin/atoll-watchdog
 rm -rf /var/log/atoll

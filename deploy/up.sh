@@ -16,11 +16,12 @@ fi
 row packages "$(deploy/packages.sh)" ok
 if [ -z "${ATOLL_BIN:-}" ]; then
   make -s build
-  row build "bin/atoll bin/atolld bin/atoll-init" ok
+  row build "bin/atoll bin/atolld bin/atoll-init bin/atoll-watchdog" ok
 else
   row build "$bin/atoll $bin/atolld" "built before"
 fi
-for b in atoll atolld; do
+for b in atoll atolld atoll-watchdog; do
+  [ -e "$bin/$b" ] || continue # of ATOLL_BIN: atolld is its own watchdog where there is none
   # A running binary cannot be overwritten, but it can be replaced.
   cmp -s "$bin/$b" "/usr/local/bin/$b" || { cp "$bin/$b" "/usr/local/bin/.$b.new" && mv "/usr/local/bin/.$b.new" "/usr/local/bin/$b"; }
 done

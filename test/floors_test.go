@@ -59,6 +59,8 @@ var floors = map[string]int{
 	"internal/reconcile": 20,
 	"internal/lease":     20,
 	"internal/join":      20, // a host's key, certificate and renewal
+	"internal/fence":     20,
+	"internal/fence/…":   20,
 	"internal/plan":      25, // asks sched, policies and admission what would be
 	// 3 actors
 	"internal/control/host": 29, // listed by control
@@ -101,6 +103,7 @@ var floors = map[string]int{
 var suites = map[string]string{
 	"internal/store/storetest":   "internal/store",
 	"internal/driver/drivertest": "internal/driver",
+	"internal/auth/authtest":     "internal/auth",
 	"internal/image/imagetest":   "internal/image",
 }
 
@@ -118,6 +121,8 @@ var doors = []struct {
 	{"go.etcd.io/etcd", []string{"internal/store/etcdstore"}, "etcd is one implementation of the store"},
 	{"github.com/google/go-containerregistry", []string{"internal/image", "internal/image/registry", "bench/…", "test/…", "test"}, "images are one package's business"},
 	{"github.com/hashicorp/yamux", []string{"internal/tunnel/wire"}, "who opens a stream need not know how it travels"},
+	{"github.com/bougou/go-ipmi", []string{"internal/fence/bmc"}, "power is switched in one place"},
+	{"github.com/stmcginnis/gofish", []string{"internal/fence/bmc"}, "power is switched in one place"},
 	{"github.com/cedar-policy", []string{"internal/auth"}, "decisions are made in one place"},
 }
 
@@ -269,7 +274,7 @@ func TestFilesStayReadable(t *testing.T) {
 }
 
 // A package stops at 4,000 lines, without its tests and what is generated. One that
-// reaches that is cut by purpose; there are no exceptions.
+// reaches that is cut by purpose; the only exception is the folder of kinds (ADR 0010).
 func TestPackagesStayReadable(t *testing.T) {
 	lines := map[string]int{}
 	err := filepath.WalkDir("..", func(path string, d os.DirEntry, err error) error {
@@ -288,7 +293,7 @@ func TestPackagesStayReadable(t *testing.T) {
 		t.Fatal(err)
 	}
 	for dir, n := range lines {
-		if n > 4000 {
+		if n > 4000 && dir != "../api" {
 			t.Errorf("%s has %d lines; cut it into packages of one purpose", dir, n)
 		}
 	}

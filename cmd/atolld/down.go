@@ -11,6 +11,7 @@ import (
 	"atoll/internal/clock"
 	"atoll/internal/driver"
 	"atoll/internal/errs"
+	"atoll/internal/fence"
 	"atoll/internal/sys/cgroup"
 	"atoll/internal/sys/mount"
 )
@@ -58,7 +59,7 @@ func runDown(ctx context.Context, args []string) error {
 	}
 	gctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	for _, g := range []string{c.Group, daemonGroup(c)} {
+	for _, g := range []string{c.Group, daemonGroup(c), fence.OwnGroup(c.Group)} {
 		if err := cg.Remove(gctx, g); err != nil {
 			return fmt.Errorf("remove the resource groups: %w", err)
 		}

@@ -15,11 +15,13 @@ import (
 	"atoll/internal/agent"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/fence"
 	"atoll/internal/join"
 	"atoll/internal/lease"
 	"atoll/internal/reconcile"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
+	"atoll/internal/sys/boot"
 	"atoll/internal/sys/cgroup"
 	"atoll/internal/tunnel"
 	"atoll/internal/tunnel/wire"
@@ -36,6 +38,7 @@ type node struct {
 	agent  *agent.Agent
 	rec    *reconcile.Recorder
 	holder *lease.Holder
+	warden *warden
 	id     *join.Identity // nil: this host is alone, and listens nowhere
 	link   *wire.Link     // nil as well
 	plane  func() *plane  // the control plane in this process; gives nil while there is none
@@ -57,7 +60,9 @@ type nodeDeps struct {
 
 func newNode(d nodeDeps) (*node, error) {
 	n := &node{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, ways: map[string]*lease.Remote{}}
-	n.holder = lease.NewHolder(lease.HolderDeps{HolderConfig: lease.HolderConfig{Interval: d.c.Heartbeat.D()}, Clock: d.clk, Log: d.log, Ways: n.servers})
+	n.warden = newWarden(fence.New(fence.Config{Run: d.c.Run, Group: d.c.Group, Start: fence.Spawn(d.c.Run, d.c.Group), Clock: d.clk, Log: d.log, OnFenced: n.fenced}), d.log)
+	n.holder = lease.NewHolder(lease.HolderDeps{HolderConfig: lease.HolderConfig{Interval: d.c.Heartbeat.D()}, Clock: d.clk, Log: d.log, Ways: n.servers,
+		Boot: boot.Now, Extended: n.warden.extend})
 	n.st = store.Fenced(d.store, api.NodeLease(d.c.Node), n.holder.Rev)
 	dv, err := buildDrivers(d.c, d.clk, d.log)
 	if err != nil {
@@ -69,7 +74,7 @@ func newNode(d nodeDeps) (*node, error) {
 	}
 	n.rec = reconcile.NewRecorder(n.st, d.clk, d.log, "agent/"+d.c.Node)
 	n.agent = agent.New(agent.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.runtimes, Network: dv.network, Storage: dv.storage,
-		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c).read, Lease: n.holder})
+		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c).read, Lease: n.holder, Guard: n.warden})
 	if d.id != nil {
 		n.link = wire.NewLink(wire.LinkConfig{TLS: d.id.TLS(), Handler: n.agent.Handle, Clock: d.clk, Log: d.log,
 			Rand: mrand.New(mrand.NewPCG(uint64(d.clk.Now().UnixNano()), uint64(len(d.c.Node))))}) //nolint:gosec // jitter
@@ -89,7 +94,25 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	if err := n.agent.LeaseTaken(ctx, n.holder.Rev()); err != nil {
 		return err
 	}
-	return n.agent.Start(ctx)
+	if err := n.agent.Start(ctx); err != nil {
+		return err
+	}
+	n.fenced()
+	return nil
+}
+
+// fenced tells the agent what the watchdog stopped, also before this process began.
+func (n *node) fenced() {
+	list, done, err := fence.Take(n.c.Run)
+	if err == nil {
+		for _, f := range list {
+			n.agent.Fenced(f.ID)
+		}
+		err = done()
+	}
+	if err != nil {
+		n.log.Warn("cannot learn what the watchdog stopped", "error", err)
+	}
 }
 
 // run keeps the host in the pool until ctx ends. Instances run on.
@@ -97,8 +120,8 @@ func (n *node) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	// The heart must not wait for what is done about a lease that was lost or taken.
 	taken, lost := make(chan struct{}, 1), make(chan struct{}, 1)
-	n.holder.Took = func(lease.Grant) { signal(taken) }
-	n.holder.Lost = func() { signal(lost) }
+	n.holder.Took = func(lease.Grant) { poke(taken) }
+	n.holder.Lost = func() { poke(lost) }
 	g.Go(func() error { return n.holder.Run(ctx) })
 	g.Go(func() error {
 		return each(ctx, lost, func() { n.agent.LeaseLost(ctx) })
@@ -106,6 +129,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error {
 		return each(ctx, taken, func() { n.catchUp(ctx) })
 	})
+	g.Go(func() error { return n.warden.run(ctx) })
 	g.Go(func() error { return n.rec.Run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
 	if n.id != nil {
@@ -115,7 +139,7 @@ func (n *node) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-func signal(c chan<- struct{}) {
+func poke(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default: // it is on its way

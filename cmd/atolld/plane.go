@@ -21,6 +21,7 @@ import (
 	"atoll/internal/control"
 	"atoll/internal/control/host"
 	"atoll/internal/errs"
+	"atoll/internal/fence/bmc"
 	"atoll/internal/lease"
 	"atoll/internal/metrics"
 	"atoll/internal/policy"
@@ -86,7 +87,7 @@ func (p *plane) lead(ctx context.Context) error {
 	st := store.Fenced(p.st, api.LeaderLease(), func() int64 { return rev })
 	engine := reconcile.New(st, p.clk, p.log, reconcile.Events{})
 	cs, err := control.All(control.Deps{Clock: p.clk, Log: p.log, Chain: builtin.Policies(), Seed: 1, Subnet: p.c.Subnet,
-		Keep: policy.Keep{Buffer: p.c.Buffer, Spare: p.c.Spare}, Rebalance: p.rebalance(), Members: p.members()})
+		Keep: policy.Keep{Buffer: p.c.Buffer, Spare: p.c.Spare}, Rebalance: p.rebalance(), Members: p.members(), Off: switchOff})
 	if err != nil {
 		return err
 	}
@@ -123,6 +124,18 @@ func (p *plane) nodeStream(ctx context.Context, node string, h tunnel.Header, s 
 		return errs.New(errs.Unsupported, "this server takes no streams of kind %q from nodes", h.Verb)
 	}
 	return lease.Serve(ctx, node, p.keeper.Load, s)
+}
+
+// bmcCredentials is where servers find the users and passwords of management controllers.
+const bmcCredentials = "/etc/atoll/bmc"
+
+// switchOff switches a lost host off by its management controller.
+func switchOff(ctx context.Context, n *api.Node) error {
+	b, err := bmc.Open(*n.Spec.BMC, bmcCredentials)
+	if err != nil {
+		return err
+	}
+	return b.Off(ctx)
 }
 
 // members is how the hosts are chosen that keep the state; an external etcd is its operator's.

@@ -11,31 +11,22 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 
 	"atoll/api"
 	"atoll/cmd/atolld/builtin"
-	"atoll/internal/agent"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
-	"atoll/internal/control"
 	"atoll/internal/driver"
 	"atoll/internal/errs"
-	"atoll/internal/metrics"
-	"atoll/internal/policy"
-	"atoll/internal/reconcile"
 	"atoll/internal/server"
 	"atoll/internal/store"
 	"atoll/internal/store/etcdstore"
-	"atoll/internal/store/quota"
 	"atoll/internal/sys/cgroup"
 	"atoll/internal/sys/mount"
-	"atoll/internal/tunnel"
 )
 
 // kinds that the cache mirrors: all of them.

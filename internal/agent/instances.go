@@ -64,6 +64,7 @@ func (c *instances) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 		sit.attached = c.awaited(in, l)
 		sit.repin = c.own(runtimeID(in.UID), in, as)
 		sit.fenced = l.fenced
+		c.adoptGuard(ctx, runtimeID(in.UID), in, l)
 	}
 	sit.barred = in.Spec.RunsOnce() && !c.mayRun()
 	d := next(sit)

@@ -90,11 +90,31 @@ func (a *Agent) guard(ctx context.Context, id string, in *api.Instance, rt drive
 	if !a.mayRun() {
 		return errs.New(errs.Unavailable, "this host does not hold its lease: what must not run twice is not started")
 	}
-	g, ok := rt.(interface{ Groups(id string) []string })
+	g, ok := rt.(driver.Grouper)
 	if !ok {
 		return errs.New(errs.Unsupported, "isolation %s cannot promise to run only once", in.Spec.EffectiveIsolation()).WithHint("leave out spec.exclusive, the fixed address and named volumes")
 	}
 	return a.Guard.Guard(ctx, id, g.Groups(id))
+}
+
+// adoptGuard guards again what an earlier agent started.
+func (a *Agent) adoptGuard(ctx context.Context, id string, in *api.Instance, l life) {
+	if l.once || l.obs.Phase != driver.PhaseRunning || !in.Spec.RunsOnce() || l.runtime == nil {
+		return
+	}
+	if err := a.guard(ctx, id, in, l.runtime); err != nil {
+		a.Log.Warn("what must not run twice is not guarded", "instance", id, "error", err)
+		a.set(id, func(l *life) { l.once = false }) // tried again at the next look
+	}
+}
+
+// Fenced notes that the watchdog stopped an instance.
+func (a *Agent) Fenced(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if l := a.lives[id]; l != nil {
+		l.fenced = true
+	}
 }
 
 func (a *Agent) unguard(id string) {

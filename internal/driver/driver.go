@@ -202,6 +202,13 @@ type Measurer interface {
 	Usage(ctx context.Context, id string) (api.Usage, error)
 }
 
+// Grouper names the resource groups that hold every process of an instance, so that a
+// watchdog can end it when nobody else does.
+type Grouper interface {
+	// Groups gives paths as in Cgroup.Path; they are known from Ensure on. None: it is not here.
+	Groups(id string) []string
+}
+
 // Network connects instances.
 type Network interface {
 	Probe(ctx context.Context) (api.Capability, error)

@@ -32,9 +32,9 @@ type HolderDeps struct {
 	Boot func() time.Duration
 	// Ways lists the servers to try, best first.
 	Ways func() []Renewer
-	// Extended is told that what must not run twice may run until then (of Boot).
-	// It is called before Held says so, and must be quick.
-	Extended func(until time.Duration)
+	// Extended is told when the lease ends (of Boot) that was just acknowledged, and whether
+	// that matters. It is called before Held says so, and must be quick.
+	Extended func(end time.Duration, alone bool)
 	// Took is told of every new epoch, Lost that the lease can no longer be counted on.
 	// Both are called in the goroutine of Run.
 	Took func(Grant)
@@ -227,7 +227,7 @@ func (h *Holder) forget() {
 func (h *Holder) accept(g Grant, sent time.Duration, way int) {
 	until := sent + g.Duration - margin(g.Duration)
 	if h.Extended != nil {
-		h.Extended(until)
+		h.Extended(sent+g.Duration, g.Alone)
 	}
 	h.mu.Lock()
 	took := g.Epoch != h.grant.Epoch || !h.said

@@ -46,7 +46,7 @@ func Root() string {
 func Build(ctx context.Context) (string, error) {
 	root := Root()
 	bin := filepath.Join(root, "bin")
-	for _, b := range []string{"atoll", "atolld"} {
+	for _, b := range []string{"atoll", "atolld", "atoll-watchdog"} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=test", "-o", filepath.Join(bin, b), "./cmd/"+b)
 		cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -58,6 +58,7 @@ func Runtime(t *testing.T, open func(t *testing.T) Host) {
 		{"execEndsWithContext", execEndsWithContext},
 		{"attach", attach},
 		{"usage", usage},
+		{"groups", groups},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open(t)) })
 	}
@@ -578,5 +579,35 @@ func usage(t *testing.T, h Host) {
 	}
 	if _, err := m.Usage(ctxOf(t), "nobody"); !errors.Is(err, errs.NotFound) {
 		t.Errorf("usage of nobody: %v", err)
+	}
+}
+
+func groups(t *testing.T, h Host) {
+	g, ok := h.Runtime.(driver.Grouper)
+	if !ok {
+		t.Skip("not a Grouper")
+	}
+	s := h.Spec("groups", "sleep", "1000")
+	if got := g.Groups(s.ID); len(got) != 0 {
+		t.Errorf("before it is there: %v", got)
+	}
+	ensure(t, h.Runtime, s)
+	got := g.Groups(s.ID)
+	if s.Cgroup.Path != "" && (len(got) == 0 || got[0] != s.Cgroup.Path) {
+		t.Errorf("prepared in %q: %v", s.Cgroup.Path, got)
+	}
+	if h.Reopen != nil { // a daemon's successor must know them, too
+		if g, ok = h.Reopen().(driver.Grouper); !ok || len(g.Groups(s.ID)) != len(got) {
+			t.Errorf("after the daemon came back: %v", got)
+		}
+	}
+	if err := h.Runtime.Remove(ctxOf(t), s.ID); err != nil {
+		t.Fatal(err)
+	}
+	if h.Reopen != nil {
+		g = h.Reopen().(driver.Grouper)
+	}
+	if got := g.Groups(s.ID); len(got) != 0 {
+		t.Errorf("after it was removed: %v", got)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"atoll/internal/auth"
+	"atoll/internal/auth/authtest"
 	"atoll/internal/clock"
 )
 
@@ -39,10 +40,7 @@ func TestClientCertIsAskedForEachConnection(t *testing.T) {
 	}
 	t.Cleanup(s.Close)
 	for _, name := range []string{"isle1", "isle2"} {
-		pair, err := ca.NodeCertificate(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		pair, _ := authtest.Node(t, ca, name)
 		now.Store(pair)
 		s.client.CloseIdleConnections()
 		if w, err := s.WhoAmI(bounded(t)); err != nil || w.Node != name {

@@ -1,7 +1,6 @@
 package remote
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"net/url"
@@ -40,6 +39,6 @@ func (s *Store) RevokeNode(ctx context.Context, name, why string) error {
 	if err != nil {
 		return errs.New(errs.Internal, "encode revocation: %w", err)
 	}
-	_, err = s.object(ctx, request{method: "POST", path: "/v1/nodes/" + url.PathEscape(name) + "/revoke", body: bytes.NewReader(b)}, api.KindNodeIdentity)
+	_, err = s.object(ctx, request{method: "POST", path: "/v1/nodes/" + url.PathEscape(name) + "/revoke", body: b}, api.KindNodeIdentity)
 	return err
 }

@@ -1,7 +1,6 @@
 package remote
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"net/url"
@@ -17,7 +16,7 @@ func (s *Store) TakePart(ctx context.Context, node string, req api.TakePartReque
 		return nil, errs.New(errs.Internal, "encode request: %w", err)
 	}
 	var ans api.TakePartAnswer
-	if err := s.json(ctx, request{method: "POST", path: "/v1/members/" + url.PathEscape(node) + "/part", body: bytes.NewReader(b)}, &ans); err != nil {
+	if err := s.json(ctx, request{method: "POST", path: "/v1/members/" + url.PathEscape(node) + "/part", body: b}, &ans); err != nil {
 		return nil, err
 	}
 	return &ans, nil

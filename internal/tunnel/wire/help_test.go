@@ -2,13 +2,10 @@ package wire
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
@@ -23,6 +20,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/auth"
+	"atoll/internal/auth/authtest"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
 	"atoll/internal/tunnel"
@@ -124,7 +122,7 @@ func (p *pool) tls(node string) *tls.Config {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
-	pair := certificate(p.t, p.ca, node)
+	pair, _ := authtest.Node(p.t, p.ca, node)
 	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair, nil }}
 }
 
@@ -256,35 +254,3 @@ func newProxy(t testing.TB, to string) *proxy {
 }
 
 func (p *proxy) url() string { return "https://" + p.l.Addr().String() }
-
-// certificate is a node's, signed by ca.
-func certificate(t testing.TB, ca *auth.CA, node string) *tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
-	r, err := auth.ParseRequest(csr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := &api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity, Meta: api.Meta{Name: node}}, Spec: api.NodeIdentitySpec{KeyHash: r.KeyHash, Role: api.RoleNode}}
-	cert, err := ca.SignNode(csr, id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.X509KeyPair(cert, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &pair
-}

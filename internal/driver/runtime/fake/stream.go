@@ -218,4 +218,15 @@ var (
 	_ driver.Attacher = (*Runtime)(nil)
 	_ driver.Logger   = (*Runtime)(nil)
 	_ driver.Measurer = (*Runtime)(nil)
+	_ driver.Grouper  = (*Runtime)(nil)
 )
+
+// Groups is the group of the spec; nothing is in it.
+func (r *Runtime) Groups(id string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if in := r.all[id]; in != nil && in.spec.Cgroup.Path != "" {
+		return []string{in.spec.Cgroup.Path}
+	}
+	return nil
+}
