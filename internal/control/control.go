@@ -1,12 +1,14 @@
-// Package control holds the controllers of the pool, one file each: they watch
-// the store, decide, and commit. They know no etcd, no HTTP and no driver; the
-// engine of package reconcile runs them, on one leader, and owns their goroutines.
+// Package control holds the controllers of the pool, one file each (those of whole
+// hosts in package host): they watch the store, decide, and commit. They know no etcd,
+// no HTTP and no driver; the engine of package reconcile runs them, on one leader, and
+// owns their goroutines.
 package control
 
 import (
 	"log/slog"
 
 	"atoll/internal/clock"
+	"atoll/internal/control/host"
 	"atoll/internal/policy"
 	"atoll/internal/reconcile"
 )
@@ -23,6 +25,8 @@ type Deps struct {
 	Keep policy.Keep
 	// Rebalance is how the pool is kept in shape; its zero value leaves it as it is.
 	Rebalance RebalanceConfig
+	// DrainAtOnce bounds how many instances drains have under way. Default 10.
+	DrainAtOnce int
 }
 
 // All lists the controllers. To add one: write <name>.go and its line.
@@ -31,7 +35,7 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []reconcile.Controller{p, NewTidy(d)}
+	all := []reconcile.Controller{p, NewTidy(d), host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce})}
 	if d.Rebalance.Mode != RebalanceOff {
 		all = append(all, NewRebalance(d))
 	}
