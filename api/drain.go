@@ -48,6 +48,7 @@ type DrainSpec struct {
 	Waiting   []DrainReason `json:"waiting,omitempty" doc:"what is waited for"`
 	Moves     []DrainMove   `json:"moves,omitempty" doc:"what left the host, and where it is; at most 2000"`
 	StartedAt time.Time     `json:"startedAt" doc:"when it began"`
+	RestoreAt *time.Time    `json:"restoreAt,omitempty" doc:"when the maintenance was taken back"`
 	EndedAt   *time.Time    `json:"endedAt,omitempty" doc:"when it was done, or restored"`
 }
 

@@ -111,6 +111,8 @@ func (w *tide) agents() {
 			if st.State, st.Reason = api.StateStopped, api.ReasonEvicted; a.Spec.Evict.Stay {
 				st.Reason = api.ReasonMaintenance
 			}
+		case st.Reason == "Completed":
+			continue
 		case a.Spec.Evict == nil && (st.State != api.StateRunning || st.Node != a.Spec.Node):
 			st.State, st.Reason, st.Node, st.Assigned, st.StartedAt = api.StateRunning, "", a.Spec.Node, a.Spec.Generation, &now
 			w.moved++

@@ -161,8 +161,14 @@ func (c *Drain) next(r *round) time.Duration {
 		switch x.Spec.State {
 		case api.DrainDone:
 			again = min(again, drainRest)
-		case api.DrainMoving, api.DrainReturning:
+		case api.DrainMoving:
 			again = min(again, drainLook)
+		case api.DrainReturning:
+			if len(x.Spec.Waiting) > 0 && x.Spec.UnderWay == 0 {
+				again = min(again, drainWait)
+			} else {
+				again = min(again, drainLook)
+			}
 		case api.DrainWaiting:
 			again = min(again, drainWait)
 		case api.DrainRestored:

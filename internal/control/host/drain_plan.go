@@ -151,8 +151,9 @@ func (s *sheet) look(m *api.DrainMove, t *thing) bool {
 	switch m.State {
 	case api.DrainMoveMoving:
 		switch {
+		case a.Node == s.node.Name && (a.Evict == nil || a.Evict.Stay):
+			return false
 		case a.Node == s.node.Name:
-			return a.Evict != nil && !a.Evict.Stay
 		case a.Node != "" && (t.up() || t.over() || late):
 			m.State, m.To, m.At = api.DrainMoveMoved, a.Node, s.now
 		}
@@ -391,6 +392,10 @@ func (s *sheet) restore() {
 			s.acts = append(s.acts, act{as: t.as, node: s.node})
 		}
 	}
+	if s.RestoreAt == nil {
+		now := s.now
+		s.RestoreAt = &now
+	}
 	away := s.node.Annotations[api.AnnotationLeftAway] == api.LeftAway(s.Since)
 	order := make([]*api.DrainMove, 0, len(s.Moves))
 	for i := range s.Moves {
@@ -426,11 +431,11 @@ func (s *sheet) comeBack(m *api.DrainMove, t *thing, away bool) {
 	case gang(t):
 		stay("it belongs to a gang")
 	case !s.node.Ready():
-		s.waits(t, "the host is not ready")
+		s.awaits(m, t, "the host is not ready")
 	case s.under >= s.atOnce:
 		s.idle++
 	case !t.up():
-		s.waits(t, "is not up where it is now")
+		s.awaits(m, t, "is not up where it is now")
 	default:
 		n := s.view.Node(s.node.Name)
 		if why := s.admits(t, n); why != "" {
@@ -438,7 +443,7 @@ func (s *sheet) comeBack(m *api.DrainMove, t *thing, away bool) {
 			return
 		}
 		if why := s.spares(t); why != "" { // to come back is never urgent
-			s.waits(t, why)
+			s.awaits(m, t, why)
 			return
 		}
 		s.view.Unplace(t.in.UID)
@@ -449,6 +454,18 @@ func (s *sheet) comeBack(m *api.DrainMove, t *thing, away bool) {
 		s.under++
 		s.busy = true
 	}
+}
+
+// restorePatience is how long is waited for a chance to bring something back.
+const restorePatience = time.Hour
+
+// awaits is waits for something that is to come back; after a while it may stay.
+func (s *sheet) awaits(m *api.DrainMove, t *thing, why string) {
+	if s.now.Sub(*s.RestoreAt) > restorePatience {
+		m.State, m.Note = api.DrainMoveStays, why
+		return
+	}
+	s.waits(t, why)
 }
 
 // sum writes down how far it is.

@@ -186,19 +186,24 @@ func (r *round) settle(t *thing) {
 	a, m := &t.as.Spec, r.moves[t.in.UID]
 	alloc := policy.AllocOf(a)
 	leaves := a.Evict != nil
-	node := a.Node
+	node, goal := a.Node, ""
+	if m != nil {
+		if goal = m.To; m.State == api.DrainMoveReturning {
+			goal = m.From
+		}
+	}
 	switch {
-	case a.Node == "" && (m == nil || m.To == "" || t.in.DeletedAt != nil || t.over()):
+	case a.Node == "" && (goal == "" || t.in.DeletedAt != nil || t.over()):
 		if t.in.DeletedAt == nil && !t.over() {
 			r.view.Wait(t.item)
 		}
 		return
 	case a.Node == "":
-		node, alloc, leaves = m.To, policy.Alloc{}, true
+		node, alloc, leaves = goal, policy.Alloc{}, true
 	case a.Evict != nil && a.Evict.To != "":
 		node, alloc = a.Evict.To, policy.Alloc{}
-	case a.Evict == nil && m != nil && a.Node != m.From:
-		leaves = !t.up() && !t.over()
+	case a.Evict == nil && m != nil && (a.Node == m.From) == (m.State == api.DrainMoveReturning):
+		leaves = !t.up() && !t.over() // has arrived, but is not there yet
 	}
 	if r.view.Node(node) == nil {
 		node = a.Node
