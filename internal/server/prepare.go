@@ -48,7 +48,22 @@ func (c *call) prepareCreate(o api.Object, seed name.Seed) error {
 		UID: hex.EncodeToString(uid[:]), Generation: 1, CreatedAt: &now, Finalizers: append([]string(nil), d.Finalizers...)}
 	delete(m.Annotations, keyAnnotation)
 	clearPart(o, "Status")
+	c.noteMaintenance(nil, o)
 	return c.grantCreate(o)
+}
+
+// noteMaintenance notes since when a host is in maintenance, where the caller does not say.
+// Who changes how it is done means the same maintenance.
+func (c *call) noteMaintenance(old, o api.Object) {
+	n, ok := o.(*api.Node)
+	if !ok || n.Spec.Maintenance == nil || !n.Spec.Maintenance.Since.IsZero() {
+		return
+	}
+	if was, ok := old.(*api.Node); ok && was.Spec.Maintenance != nil {
+		n.Spec.Maintenance.Since = was.Spec.Maintenance.Since
+		return
+	}
+	n.Spec.Maintenance.Since = c.now()
 }
 
 func readOnly(d *api.Definition) error {
@@ -233,6 +248,7 @@ func (c *call) prepareUpdate(old, next api.Object) (n api.Object, changed bool, 
 		annotate(n, kept)
 	}
 	copyPart(n, next, "Spec")
+	c.noteMaintenance(old, n)
 	if err := api.Check(n); err != nil {
 		return nil, false, err
 	}
