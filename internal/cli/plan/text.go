@@ -38,6 +38,9 @@ type page struct {
 
 func (p *page) say(format string, args ...any) { fmt.Fprintf(p, format+"\n", args...) }
 
+// Text is the answer to a question about hosts, for people.
+func Text(a *api.PlanAnswer, wide bool) string { return text(a, "", wide) }
+
 // text is the answer for people.
 func text(a *api.PlanAnswer, title string, wide bool) string {
 	p := &page{wide: wide}
