@@ -23,6 +23,7 @@ type Drain struct {
 	d      Deps
 	loaded bool
 	active map[string]bool // nodes there is something to do about
+	items  items           // of the last round
 }
 
 const (
@@ -31,6 +32,8 @@ const (
 	drainLook = time.Second
 	drainWait = 5 * time.Second
 	drainRest = time.Minute
+	// lookShare is how many times as long as a round the pause after it is, at least.
+	lookShare = 4
 )
 
 // NewDrain makes the controller.
@@ -102,13 +105,17 @@ func (c *Drain) load(ctx context.Context, s store.Store) error {
 // round looks at all that is drained and restored.
 func (c *Drain) round(ctx context.Context, s store.Store) (reconcile.Result, error) {
 	if len(c.active) == 0 {
+		c.items = nil
 		return reconcile.Result{}, nil
 	}
-	p, err := readPool(ctx, s, c.d.Clock.Now().UTC().Truncate(time.Millisecond))
+	began := c.d.Clock.Now()
+	p, err := readPool(ctx, s, began.UTC().Truncate(time.Millisecond))
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	p.known = c.items
 	r := decide(p, c.d)
+	c.items = r.items
 	if err := c.write(ctx, s, p, r); err != nil {
 		return reconcile.Result{}, err
 	}
@@ -117,7 +124,11 @@ func (c *Drain) round(ctx context.Context, s store.Store) (reconcile.Result, err
 			return reconcile.Result{}, fmt.Errorf("%s: %w", api.RefOf(a.as), err)
 		}
 	}
-	return reconcile.Result{Again: c.next(r)}, nil
+	again := c.next(r)
+	if again > 0 { // in a pool so large that a round takes long, there are fewer
+		again = max(again, lookShare*c.d.Clock.Now().Sub(began))
+	}
+	return reconcile.Result{Again: again}, nil
 }
 
 // write brings the drains up to date, before anything is done: whoever comes after a

@@ -83,6 +83,7 @@ type sheet struct {
 // sheet takes up what was written last, or begins anew with another wish.
 func (r *round) sheet(n *api.Node, old *api.Drain) *sheet {
 	s := &sheet{round: r, node: n, old: old, listed: map[string]bool{}, reasons: map[string][]api.Ref{}}
+	bySize(r.on[n.Name])
 	m := n.Spec.Maintenance
 	if old != nil {
 		s.DrainSpec = api.Clone(old).Spec

@@ -24,7 +24,12 @@ type pool struct {
 	budgets     []*api.DisruptionBudget
 	tenants     []*api.Tenant
 	drains      []*api.Drain
+	// known are instances compiled in an earlier round: what is stored is never changed, so
+	// the same object is the same item.
+	known items
 }
+
+type items map[*api.Instance]*policy.Item
 
 // readPool reads it. Instances come after assignments, so that one that is placed
 // meanwhile is taken for waiting, not for placed and gone.
@@ -104,9 +109,10 @@ type round struct {
 	view    *policy.View
 	planner *sched.Planner
 	byUID   map[string]*thing
-	on      map[string][]*thing       // by node, most important first
+	on      map[string][]*thing       // by node; of a sheet's, the most important first
 	moves   map[string]*api.DrainMove // by UID: on its way for some drain
 	under   int                       // how many are on their way
+	items   items
 	acts    []act
 	out     []*api.Drain // as they should be
 }
@@ -119,7 +125,7 @@ type act struct {
 }
 
 func newRound(p *pool, d Deps) *round {
-	r := &round{pool: p, atOnce: d.AtOnce, keep: d.Keep, chain: d.Chain, view: policy.NewView(), byUID: map[string]*thing{}, on: map[string][]*thing{}, moves: map[string]*api.DrainMove{}}
+	r := &round{pool: p, atOnce: d.AtOnce, keep: d.Keep, chain: d.Chain, view: policy.NewView(), byUID: make(map[string]*thing, len(p.instances)), items: make(items, len(p.instances)), on: map[string][]*thing{}, moves: map[string]*api.DrainMove{}}
 	for _, n := range p.nodes {
 		r.view.SetNode(n)
 	}
@@ -152,10 +158,15 @@ func (r *round) place() {
 	rank, none := ranks(r.classes)
 	total := r.view.Capacity()
 	for _, in := range r.instances {
-		it := policy.ItemAt(in, none)
+		priority := none
 		if in.Spec.Priority != "" {
-			it = policy.ItemAt(in, rank[in.Spec.Priority])
+			priority = rank[in.Spec.Priority]
 		}
+		it := r.known[in]
+		if it == nil || it.Priority != priority {
+			it = policy.ItemAt(in, priority)
+		}
+		r.items[in] = it
 		a := where[in.UID]
 		if a == nil {
 			if in.DeletedAt == nil && !in.Spec.Stopped {
@@ -173,11 +184,13 @@ func (r *round) place() {
 		}
 		r.settle(t)
 	}
-	for _, list := range r.on {
-		slices.SortFunc(list, func(a, b *thing) int {
-			return cmp.Or(cmp.Compare(b.item.Priority, a.item.Priority), cmp.Compare(b.size, a.size), strings.Compare(api.SortKey(a.ref()), api.SortKey(b.ref())))
-		})
-	}
+}
+
+// bySize sorts what is on a node: the most important first, then the largest.
+func bySize(list []*thing) {
+	slices.SortFunc(list, func(a, b *thing) int {
+		return cmp.Or(cmp.Compare(b.item.Priority, a.item.Priority), cmp.Compare(b.size, a.size), strings.Compare(api.SortKey(a.ref()), api.SortKey(b.ref())))
+	})
 }
 
 // settle puts one thing into the view. Which devices and cores it gets where it goes is
