@@ -23,10 +23,12 @@ const module = "atoll"
 // stand below them, and every edge may use the one door to the kernel (ADR 0002).
 var floors = map[string]int{
 	// 0 words
-	"internal/errs":  0,
-	"internal/clock": 0,
-	"api":            1,
-	"web":            1,
+	"internal/errs":    0,
+	"internal/clock":   0,
+	"internal/near":    0,
+	"api":              1,
+	"internal/explain": 2, // what kinds say of themselves
+	"web":              1,
 	// 1 contracts and edges
 	"internal/sys/…":   10,
 	"internal/store":   11,

@@ -10,6 +10,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/explain"
 	"atoll/internal/server/schema"
 )
 
@@ -253,7 +254,7 @@ func (s *Server) schemas() (obj, error) {
 		}},
 	}
 	for _, d := range api.Definitions() {
-		doc, err := api.Explain(d.Singular())
+		doc, err := explain.Of(d.Singular())
 		if err != nil {
 			return nil, err
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"reflect"
 	"time"
 
@@ -52,18 +53,14 @@ func (c *call) prepareCreate(o api.Object, seed name.Seed) error {
 	return c.grantCreate(o)
 }
 
-// noteMaintenance notes since when a host is in maintenance, where the caller does not say.
-// Who changes how it is done means the same maintenance.
+// noteMaintenance notes since when, where the caller does not say; a change of how is the same maintenance.
 func (c *call) noteMaintenance(old, o api.Object) {
-	n, ok := o.(*api.Node)
-	if !ok || n.Spec.Maintenance == nil || !n.Spec.Maintenance.Since.IsZero() {
-		return
+	if n, ok := o.(*api.Node); ok && n.Spec.Maintenance != nil && n.Spec.Maintenance.Since.IsZero() {
+		n.Spec.Maintenance.Since = c.now()
+		if was, ok := old.(*api.Node); ok && was.Spec.Maintenance != nil {
+			n.Spec.Maintenance.Since = was.Spec.Maintenance.Since
+		}
 	}
-	if was, ok := old.(*api.Node); ok && was.Spec.Maintenance != nil {
-		n.Spec.Maintenance.Since = was.Spec.Maintenance.Since
-		return
-	}
-	n.Spec.Maintenance.Since = c.now()
 }
 
 func readOnly(d *api.Definition) error {
@@ -262,7 +259,7 @@ func (c *call) prepareUpdate(old, next api.Object) (n api.Object, changed bool, 
 			return nil, false, err
 		}
 	}
-	return n, specChanged || !sameMap(om.Labels, m.Labels) || !sameMap(om.Annotations, m.Annotations), nil
+	return n, specChanged || !maps.Equal(om.Labels, m.Labels) || !maps.Equal(om.Annotations, m.Annotations), nil
 }
 
 // grantUpdate is grantCreate for a changed spec.
@@ -325,18 +322,6 @@ func samePart(a, b api.Object, name string) bool {
 	x, err1 := json.Marshal(part(a, name).Interface())
 	y, err2 := json.Marshal(part(b, name).Interface())
 	return err1 == nil && err2 == nil && bytes.Equal(x, y)
-}
-
-func sameMap(a, b map[string]string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for k, v := range a {
-		if w, ok := b[k]; !ok || v != w {
-			return false
-		}
-	}
-	return true
 }
 
 func annotate(o api.Object, value string) {
