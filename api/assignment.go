@@ -36,6 +36,7 @@ type Eviction struct {
 	At     time.Time `json:"at" doc:"since when"`
 	Reason string    `json:"reason" doc:"why" example:"makes room for acme/db of a higher priority"`
 	To     string    `json:"to,omitempty" doc:"the node it should go to, if that still fits"`
+	Stay   bool      `json:"stay,omitempty" doc:"it keeps its node, stopped, and starts there again when this is taken back"`
 	Lost   bool      `json:"lost,omitempty" doc:"its node is lost, and known not to run it where that matters: it is placed anew at once"`
 }
 

@@ -53,6 +53,7 @@ var definitions = []*Definition{
 	instanceDefinition(),
 	assignmentDefinition(),
 	moveDefinition(),
+	drainDefinition(),
 	ledgerDefinition(),
 	priorityClassDefinition(),
 	budgetDefinition(),

@@ -162,6 +162,7 @@ const (
 // Reasons that more than one component acts on.
 const (
 	ReasonEvicted     = "Evicted"     // stopped to be placed anew; the assignment said why
+	ReasonMaintenance = "Maintenance" // stopped as long as its host is being worked on; it starts there again
 	ReasonGangTimeout = "GangTimeout" // its gang was not placed in time
 	ReasonHostLost    = "HostLost"    // its host is not heard of
 	ReasonFenced      = "Fenced"      // stopped by its own host, which had lost its lease

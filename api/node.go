@@ -46,6 +46,9 @@ type Maintenance struct {
 	Leave bool      `json:"leave,omitempty" doc:"what cannot move stays and runs on; otherwise it is stopped"`
 	Since time.Time `json:"since,omitzero" doc:"when it was asked for; set by the server"`
 	Why   string    `json:"why,omitempty" doc:"for people" example:"new memory"`
+
+	// Patience is for what would begin anew elsewhere; evacuate has none.
+	Patience *Duration `json:"patience,omitempty" doc:"drain: how long what runs to its end (restart: never) is waited for before it is started anew elsewhere" default:"1h" example:"10m"`
 }
 
 // BMC is the management controller of a host. Credentials are a file on the servers:
@@ -187,6 +190,9 @@ func (s *NodeSpec) validateHost() []errs.Field {
 	}
 	if m := s.Maintenance; m != nil {
 		f = append(f, oneOf("spec.maintenance.mode", m.Mode, []string{"drain", "evacuate"})...)
+		if d := m.Patience; d != nil && (d.D() < 0 || d.D() > 30*24*time.Hour) {
+			f = append(f, errs.Field{Field: "spec.maintenance.patience", Value: d.D().String(), Rule: "must be 0 to 720h", Example: "10m"})
+		}
 		if len(m.Why) > 500 {
 			f = append(f, errs.Field{Field: "spec.maintenance.why", Value: clip(m.Why), Rule: "must be at most 500 characters", Example: "new memory"})
 		}
@@ -233,6 +239,9 @@ func nodeDefinition() *Definition {
 				}
 				if n.Spec.Cordoned {
 					s += ",cordoned"
+				}
+				if n.Spec.Maintenance != nil {
+					s += ",maintenance"
 				}
 				return s
 			}},

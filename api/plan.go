@@ -28,6 +28,10 @@ type PlanHosts struct {
 	Region string   `json:"region,omitempty"`
 	Zone   string   `json:"zone,omitempty"`
 	Rack   string   `json:"rack,omitempty"`
+
+	// Of a drain only: Evacuate passes disruption budgets over, Leave lets run on what cannot move.
+	Evacuate bool `json:"evacuate,omitempty"`
+	Leave    bool `json:"leave,omitempty"`
 }
 
 // PlanAdd is hosts that would join.
@@ -102,6 +106,7 @@ type PlanPlace struct {
 	Evicts        []Ref     `json:"evicts,omitempty"`
 	EvictsOthers  int       `json:"evictsOthers,omitempty"` // of tenants the caller may not see
 	Stays         string    `json:"stays,omitempty"`        // why it may not move
+	Halts         bool      `json:"halts,omitempty"`        // it stays, but stopped until its host is restored
 	Notes         []string  `json:"notes,omitempty"`
 	Decision      *Decision `json:"decision,omitempty"` // why there (for new ones), or why nowhere
 	Unchanged     bool      `json:"unchanged,omitempty"`

@@ -73,6 +73,12 @@ func rowFor(r Resource) (resourceRow, bool) {
 	return resourceRow{}, false
 }
 
+// ResourceDoc is what a dimension means, and an amount of it.
+func ResourceDoc(r Resource) (doc, example string) {
+	row, _ := rowFor(r)
+	return row.doc, row.example
+}
+
 // ResourceNames lists the dimensions in their fixed order.
 func ResourceNames() []Resource {
 	out := make([]Resource, len(resourceTable))

@@ -6,8 +6,9 @@ cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "error: make down needs root" >&2; exit 1; }
 d=$(command -v atolld || true); [ -n "$d" ] || d=bin/atolld
 if [ -d /run/systemd/system ] && [ -e /etc/systemd/system/atolld.service ]; then
+  systemctl disable -q --now atoll-shutdown || true # the host stays up, so this empties nothing
   systemctl disable -q --now atolld || true
-  rm -f /etc/systemd/system/atolld.service
+  rm -f /etc/systemd/system/atolld.service /etc/systemd/system/atoll-shutdown.service
   systemctl daemon-reload
 fi
 pid=$(cat /run/atoll/atolld.pid 2>/dev/null || true)

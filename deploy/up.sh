@@ -31,10 +31,11 @@ now() { date +%s%3N; }
 started=""
 t0=$(now)
 if [ -d /run/systemd/system ]; then
-  install -m 644 deploy/atolld.service /etc/systemd/system/atolld.service
+  install -m 644 deploy/atolld.service deploy/atoll-shutdown.service /etc/systemd/system/
   systemctl daemon-reload
-  systemctl enable -q atolld
+  systemctl enable -q atolld atoll-shutdown
   systemctl restart atolld
+  systemctl start --no-block atoll-shutdown # waits for the daemon by itself
   where="systemd unit atolld (journalctl -u atolld)"
   started=yes
 else

@@ -23,11 +23,13 @@ const module = "atoll"
 // stand below them, and every edge may use the one door to the kernel (ADR 0002).
 var floors = map[string]int{
 	// 0 words
-	"internal/errs":  0,
-	"internal/clock": 0,
-	"api":            1,
-	"web":            1,
-	"deploy":         1,
+	"internal/errs":    0,
+	"internal/clock":   0,
+	"internal/near":    0,
+	"api":              1,
+	"internal/explain": 2, // what kinds say of themselves
+	"web":              1,
+	"deploy":           1,
 	// 1 contracts and edges
 	"internal/sys/…":   10,
 	"internal/store":   11,
@@ -63,7 +65,7 @@ var floors = map[string]int{
 	"internal/fence/…":   20,
 	"internal/plan":      25, // asks sched, policies and admission what would be
 	// 3 actors
-	"internal/control/host": 29, // listed by control
+	"internal/control/host": 29, // controllers of whole hosts, which control lists
 	"internal/control":      30,
 	"internal/agent":        30,
 	// 4 surfaces; the command line in storeys: what it is made of, what verbs are made

@@ -86,12 +86,12 @@ func next(s situation) decision {
 	}
 	switch {
 	case s.as.Spec.Evict != nil && running:
-		st.State, st.Reason, st.Message = api.StateStopping, api.ReasonEvicted, s.as.Spec.Evict.Reason
+		st.State, st.Reason, st.Message = api.StateStopping, leaves(s.as.Spec.Evict), s.as.Spec.Evict.Reason
 		d.acts = []action{actStop}
 	case s.as.Spec.Evict != nil && hadEnded(s.in.Status):
 		// It is over; where it is placed anew, it stays over.
 	case s.as.Spec.Evict != nil && s.in.Status.State != api.StateRunning:
-		st.State, st.Reason, st.Message, st.Pid, st.NextStart, st.Healthy = api.StateStopped, api.ReasonEvicted, s.as.Spec.Evict.Reason, 0, nil, nil
+		st.State, st.Reason, st.Message, st.Pid, st.NextStart, st.Healthy = api.StateStopped, leaves(s.as.Spec.Evict), s.as.Spec.Evict.Reason, 0, nil, nil
 	case s.in.Spec.Stopped && running:
 		st.State, st.Reason, st.Message = api.StateStopping, reasonStopped, ""
 		d.acts = []action{actStop}
@@ -113,7 +113,7 @@ func next(s situation) decision {
 		if st.Reason != reasonUnhealthy {
 			st.Reason, st.Message = "", ""
 		}
-	case wasStopping || restart || st.Starts == 0 || st.State == api.StateStopped && (st.Reason == reasonStopped || st.Reason == api.ReasonEvicted):
+	case wasStopping || restart || st.Starts == 0 || st.State == api.StateStopped && (st.Reason == reasonStopped || awaitsStart(st.Reason)):
 		d.acts = []action{actStart}
 	default:
 		afterEnd(s, &d)
@@ -123,7 +123,20 @@ func next(s situation) decision {
 
 // hadEnded reports whether nothing of it will run again by itself.
 func hadEnded(st api.InstanceStatus) bool {
-	return (st.State == api.StateStopped || st.State == api.StateFailed) && st.Reason != api.ReasonEvicted
+	return (st.State == api.StateStopped || st.State == api.StateFailed) && !awaitsStart(st.Reason)
+}
+
+// leaves is the reason of what an eviction stopped.
+func leaves(e *api.Eviction) string {
+	if e.Stay {
+		return api.ReasonMaintenance
+	}
+	return api.ReasonEvicted
+}
+
+// awaitsStart reports whether what was stopped for this reason is to be started again.
+func awaitsStart(reason string) bool {
+	return reason == api.ReasonEvicted || reason == api.ReasonMaintenance
 }
 
 // leave takes an instance off this node.

@@ -70,6 +70,28 @@ func TestNext(t *testing.T) {
 			ran(s, 143, t0)
 			s.in.Status.State, s.in.Status.Reason, s.as.Spec.Evict = api.StateStopping, api.ReasonEvicted, &api.Eviction{}
 		}, nil, api.StateStopped, api.ReasonEvicted},
+		"stopped for its host": {func(s *situation) {
+			ran(s, 0, t0)
+			s.seen.Phase = driver.PhaseRunning
+			s.as.Spec.Evict = &api.Eviction{Stay: true}
+		}, []action{actStop}, api.StateStopping, api.ReasonMaintenance},
+		"stopped for its host, done": {func(s *situation) {
+			ran(s, 143, t0)
+			s.in.Status.State, s.in.Status.Reason, s.as.Spec.Evict = api.StateStopping, api.ReasonMaintenance, &api.Eviction{Stay: true}
+		}, nil, api.StateStopped, api.ReasonMaintenance},
+		"stays stopped for its host": {func(s *situation) {
+			ran(s, 143, t0)
+			s.in.Status.State, s.in.Status.Reason, s.in.Status.FinishedAt, s.as.Spec.Evict = api.StateStopped, api.ReasonMaintenance, &now, &api.Eviction{Stay: true}
+		}, nil, api.StateStopped, api.ReasonMaintenance},
+		"its host is restored": {func(s *situation) {
+			ran(s, 143, t0)
+			s.in.Status.State, s.in.Status.Reason, s.in.Status.FinishedAt = api.StateStopped, api.ReasonMaintenance, &now
+		}, []action{actStart}, api.StateStopped, api.ReasonMaintenance},
+		"its host is restored after a boot": {func(s *situation) {
+			ran(s, 143, t0)
+			s.in.Spec.Restart = "never"
+			s.in.Status.State, s.in.Status.Reason, s.in.Status.FinishedAt, s.seen = api.StateStopped, api.ReasonMaintenance, &now, nil
+		}, []action{actStart}, api.StateStopped, api.ReasonMaintenance},
 		"evicted before it ran": {func(s *situation) { s.as.Spec.Evict = &api.Eviction{} }, nil, api.StateStopped, api.ReasonEvicted},
 		"evicted when over": {func(s *situation) {
 			ran(s, 7, t0)

@@ -33,14 +33,14 @@ import (
 
 // Commands lists every verb.
 func Commands() []verb.Def {
-	return []verb.Def{
+	return append([]verb.Def{
 		live.Run(), live.Create(), live.Exec(), live.Attach(), tell.Logs(), live.Cp(),
 		live.Start(), live.Stop(), live.Restart(),
 		object.Get(), tell.Describe(), object.Apply(), object.Edit(), object.Delete(), object.Wait(),
 		tell.Why(), tell.Explain(), tell.Events(), tell.Top(), plan.Plan(), tell.Resources(),
 		pool.Tenant(), pool.Node(), pool.Image(), pool.User(), pool.Token(), pool.Role(),
 		setup.Use(), setup.Login(), setup.Backup(), setup.Sim(), setup.Doctor(), setup.Version(), completionVerb(),
-	}
+	}, pool.Maintenance()...)
 }
 
 // Main runs one command line and returns its exit code.

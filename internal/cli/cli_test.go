@@ -135,7 +135,7 @@ func (r *rig) fails(t *testing.T, code int, want string, args ...string) {
 }
 
 // TestScripts runs testdata/script: each has a world of its own. Commands: atoll,
-// rc N atoll … (expects an exit code), and feed FILE (the next call's input).
+// rc N atoll … (expects an exit code), host NAME BOOT (a node that is there), and feed FILE (the next call's input).
 func TestScripts(t *testing.T) { runScripts(t, nil) }
 
 // TestScriptsServer is the same by way of the real server and the real remote store.
@@ -171,6 +171,9 @@ func runScripts(t *testing.T, prepare func(testing.TB, *rig)) {
 				if code := scriptRun(ts, args[2:]); strings.TrimSpace(args[0]) != strconv.Itoa(code) {
 					ts.Fatalf("exit code %d, want %s", code, args[0])
 				}
+			},
+			"host": func(ts *testscript.TestScript, _ bool, args []string) {
+				rigOf(ts).world.host(args[0], args[1])
 			},
 			"feed": func(ts *testscript.TestScript, _ bool, args []string) {
 				rigOf(ts).in = strings.NewReader(ts.ReadFile(args[0]))

@@ -69,6 +69,19 @@ func newWorld(t testing.TB, cpu int64) *world {
 	return w
 }
 
+// host is a node of this name in this boot.
+func (w *world) host(name, boot string) {
+	o, err := w.Get(context.Background(), api.Ref{Kind: api.KindNode, Name: "isle1"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	n := api.Clone(o.(*api.Node))
+	if n.Status.BootID = boot; n.Name != name {
+		n.Name, n.UID = name, ""
+	}
+	w.put(n)
+}
+
 func (w *world) close() {
 	w.stop()
 	w.mu.Lock()

@@ -1,6 +1,7 @@
-// Package control holds the controllers of the pool, one file each: they watch
-// the store, decide, and commit. They know no etcd, no HTTP and no driver; the
-// engine of package reconcile runs them, on one leader, and owns their goroutines.
+// Package control holds the controllers of the pool, one file each (those of whole
+// hosts in package host): they watch the store, decide, and commit. They know no etcd,
+// no HTTP and no driver; the engine of package reconcile runs them, on one leader, and
+// owns their goroutines.
 package control
 
 import (
@@ -30,6 +31,8 @@ type Deps struct {
 	Members host.MembersDeps
 	// Off switches a lost host off for certain; nil: that cannot be done here.
 	Off func(ctx context.Context, n *api.Node) error
+	// DrainAtOnce bounds how many instances drains have under way. Default 10.
+	DrainAtOnce int
 }
 
 // All lists the controllers. To add one: write <name>.go and its line.
@@ -38,7 +41,8 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off})}
+	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off}),
+		host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce})}
 	if d.Members.Group != nil {
 		all = append(all, host.NewMembers(d.Members))
 	}

@@ -297,6 +297,7 @@ func (p *Placement) unassign(ctx context.Context, s store.Store, in *api.Instanc
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	delete(p.held, in.UID)
 	p.view.Unplace(in.UID)
 	p.pool.free(in.UID)
 	it := p.item(in)
@@ -322,7 +323,7 @@ func sameRefusal(a, b *api.Decision) bool {
 // usable reports whether a nomination for a node still makes sense.
 func (p *Placement) usable(node string) bool {
 	n := p.view.Node(node)
-	return n != nil && n.Object.Ready() && !n.Object.Spec.Cordoned
+	return n != nil && n.Takes()
 }
 
 // direct keeps the node an eviction names for what left, if it admits it now.

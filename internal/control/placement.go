@@ -42,6 +42,7 @@ type Placement struct {
 	gangs     map[gangKey]map[string]bool // UIDs of the members there are
 	ganged    map[string]gangKey          // by UID
 	busy      map[gangKey]bool            // somebody places all of it right now
+	held      map[string]bool             // UIDs of those that keep their node, stopped, as long as it is in maintenance
 	social    map[string]bool             // UIDs of those in pending whose chances depend on where others are
 }
 
@@ -64,7 +65,7 @@ func NewPlacement(d Deps) (*Placement, error) {
 	}
 	v := policy.NewView()
 	return &Placement{clock: d.Clock, keep: d.Keep, planner: sched.NewPlanner(v, d.Chain, d.Seed), view: v, pool: pool, classes: map[string]*api.PriorityClass{},
-		weights: map[string]int64{}, pending: map[api.Ref]*policy.Item{}, nominated: map[string]*nomination{}, gangs: map[gangKey]map[string]bool{}, ganged: map[string]gangKey{}, busy: map[gangKey]bool{}, social: map[string]bool{}}, nil
+		weights: map[string]int64{}, pending: map[api.Ref]*policy.Item{}, nominated: map[string]*nomination{}, gangs: map[gangKey]map[string]bool{}, ganged: map[string]gangKey{}, busy: map[gangKey]bool{}, social: map[string]bool{}, held: map[string]bool{}}, nil
 }
 
 // Name is "placement".
@@ -321,7 +322,7 @@ func (p *Placement) instance(ctx context.Context, s store.Store, ref api.Ref) (r
 		if why != "" && a.Spec.Evict == nil && in.DeletedAt == nil {
 			return reconcile.Result{}, markEvicted(ctx, s, aref, in.UID, api.Eviction{At: p.clock.Now().UTC(), Reason: why})
 		}
-		if a.Spec.Evict != nil && in.DeletedAt == nil && (a.Spec.Evict.Lost || hasLeft(in, a)) {
+		if e := a.Spec.Evict; e != nil && !e.Stay && in.DeletedAt == nil && (e.Lost || hasLeft(in, a)) {
 			return p.unassign(ctx, s, in, a)
 		}
 		if freed {
@@ -354,6 +355,10 @@ func (p *Placement) settle(in *api.Instance, a *api.Assignment) (tooMuch string,
 	}
 	if a.Spec.Evict != nil {
 		p.view.Leaves(in.UID)
+		p.held[in.UID] = a.Spec.Evict.Stay
+	} else if p.held[in.UID] { // what was only told in the view, a victim, goes on leaving
+		delete(p.held, in.UID)
+		p.view.Remains(in.UID)
 	}
 	p.pool.take(a.Spec.Address, in.UID)
 	return tooMuch, freed
@@ -405,6 +410,7 @@ func (p *Placement) forget(ref api.Ref, uid string) []api.Ref {
 	defer p.mu.Unlock()
 	p.unpend(ref, uid)
 	p.leaveGang(uid)
+	delete(p.held, uid)
 	p.view.Unplace(uid)
 	p.pool.free(uid)
 	return append(p.heirs(uid), sweepRef)

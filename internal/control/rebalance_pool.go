@@ -193,8 +193,8 @@ func hostOf(n *policy.Node) balance.Host {
 	switch {
 	case !n.Object.Ready():
 		h.Closed = "node is not ready"
-	case spec.Cordoned:
-		h.Closed = "node is cordoned"
+	case spec.Closed() != "":
+		h.Closed = spec.Closed()
 	}
 	return h
 }

@@ -28,6 +28,14 @@ type tide struct {
 func newTide(t *testing.T, c RebalanceConfig) *tide {
 	t.Helper()
 	w := &tide{world: &world{t: t, mem: store.NewMem(), clk: clock.NewManual(time.Unix(1000, 0))}}
+	w.engine(c)
+	return w
+}
+
+// engine makes the controllers.
+func (w *tide) engine(c RebalanceConfig) {
+	t := w.t
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	w.eng = reconcile.New(w.mem, w.clk, log, reconcile.Events{Done: func(_ string, ref api.Ref, _ time.Duration, err error) {
 		if err != nil {
@@ -43,7 +51,6 @@ func newTide(t *testing.T, c RebalanceConfig) *tide {
 	for _, c := range cs {
 		w.eng.Add(c, 1)
 	}
-	return w
 }
 
 func (w *tide) usage(ctx context.Context) (api.UsageReport, error) {
@@ -101,7 +108,11 @@ func (w *tide) agents() {
 		next, now := api.Clone(in), w.clk.Now()
 		switch st := &next.Status; {
 		case a.Spec.Evict != nil && st.State == api.StateRunning:
-			st.State, st.Reason = api.StateStopped, api.ReasonEvicted
+			if st.State, st.Reason = api.StateStopped, api.ReasonEvicted; a.Spec.Evict.Stay {
+				st.Reason = api.ReasonMaintenance
+			}
+		case st.Reason == "Completed":
+			continue
 		case a.Spec.Evict == nil && (st.State != api.StateRunning || st.Node != a.Spec.Node):
 			st.State, st.Reason, st.Node, st.Assigned, st.StartedAt = api.StateRunning, "", a.Spec.Node, a.Spec.Generation, &now
 			w.moved++

@@ -105,7 +105,8 @@ func (p *Plan) put(t *trial, it *policy.Item, place *api.PlanPlace) bool {
 	return true
 }
 
-// drain empties hosts on purpose: disruption budgets bind.
+// drain empties hosts on purpose: disruption budgets bind. What it says is what the drain
+// controller would do, as long as nothing else changes.
 func (p *Plan) drain(ctx context.Context, h api.PlanHosts) (*api.PlanAnswer, error) {
 	hosts, err := p.hosts(h)
 	if err != nil {
@@ -122,6 +123,7 @@ func (p *Plan) drain(ctx context.Context, h api.PlanHosts) (*api.PlanAnswer, err
 	// What a budget spares is asked before anything moves: what moves is up again
 	// before the next round, so the budget is then as it was.
 	taken := map[api.Ref]int{}
+	ins := p.byUID(moving)
 	for _, m := range moving {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -129,32 +131,66 @@ func (p *Plan) drain(ctx context.Context, h api.PlanHosts) (*api.PlanAnswer, err
 		place := api.PlanPlace{Instance: m.item.Ref, From: m.from, Requests: m.item.Spec.Requests, PriorityValue: m.item.Priority, Notes: m.notes()}
 		place.Round = 1
 		spare, by, bounded := p.view.Spare(m.item)
-		switch {
+		bounded = bounded && !h.Evacuate
+		switch in := ins[m.item.UID]; {
+		case in.PerNode():
+			place.Round, place.To = 0, m.from
+			place.Stays = perNode
+		case in.BoundTo(m.from) != "":
+			place.Round, place.To, place.Halts = 0, m.from, !h.Leave
+			place.Notes = nil
+			place.Stays = in.BoundTo(m.from)
+			if place.Halts && bounded && spare <= 0 {
+				place.Halts = false
+				place.Stays += fmt.Sprintf(", and budget %s/%s allows none to be away", by.Tenant, by.Name)
+			}
 		case bounded && spare <= 0:
 			place.Round, place.To = 0, m.from
 			place.Stays = fmt.Sprintf("budget %s/%s allows none to be away", by.Tenant, by.Name)
 		case !p.moves(t, m.item, &place):
 			place.Round, place.To = 0, m.from
-			place.Stays = "no other node can run it"
+			place.Stays, place.Halts = "no other node can run it", h.Evacuate && !h.Leave
 		case bounded:
 			if place.Round = taken[by]/spare + 1; place.Round > 1 {
 				place.Notes = append(place.Notes, fmt.Sprintf("round %d: budget %s/%s allows %d away at a time", place.Round, by.Tenant, by.Name, spare))
 			}
 			taken[by]++
 		}
+		if ins[m.item.UID].Spec.RunsToEnd() && place.Stays == "" && !h.Evacuate {
+			place.Notes = append(place.Notes, "runs to its end, which is waited for; then it begins anew")
+		}
 		a.Places = append(a.Places, place)
 	}
 	for _, place := range a.Places {
-		if place.Stays != "" {
-			a.Pending++
-		} else {
+		switch place.Stays {
+		case "":
 			a.Placed++
+		case perNode: // nobody wants it elsewhere
+		default:
+			a.Pending++
 		}
 	}
 	a.Guarantees = p.broken(before, p.pending, hosts)
 	a.Holds = a.Pending == 0 && len(a.Guarantees) == 0
 	a.Spare, err = p.spare(ctx)
 	return a, err
+}
+
+// perNode is why what runs on every host stays where it is.
+const perNode = "it belongs to the host"
+
+// byUID finds the instances of what is to move.
+func (p *Plan) byUID(moving []mover) map[string]*api.Instance {
+	out := make(map[string]*api.Instance, len(moving))
+	for _, m := range moving {
+		out[m.item.UID] = nil
+	}
+	for _, in := range p.pool.Instances {
+		if _, ok := out[in.UID]; ok {
+			out[in.UID] = in
+		}
+	}
+	return out
 }
 
 // moves takes an item to another host; it stays when there is none.

@@ -273,7 +273,7 @@ func (p *Plan) names() []string {
 }
 
 // open tells whether a host takes newcomers at all.
-func open(n *policy.Node) bool { return n.Object.Ready() && !n.Object.Spec.Cordoned }
+func open(n *policy.Node) bool { return n.Takes() }
 
 // weight of a tenant, for the order of those that wait.
 func (p *Plan) weight(tenant string) int64 {

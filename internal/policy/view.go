@@ -396,6 +396,15 @@ func (v *View) Leaves(uid string) {
 	}
 }
 
+// Remains takes Leaves back: it may stay after all.
+func (v *View) Remains(uid string) {
+	if s := v.spots[uid]; s != nil && s.leaves {
+		s.leaves = false
+		delete(v.goes[s.item.Ref.Tenant], uid)
+		v.budgeted++
+	}
+}
+
 // Wait notes an instance that should run but has no node; it counts for budgets.
 func (v *View) Wait(it *Item) {
 	if v.waiting[it.Ref.Tenant] == nil {

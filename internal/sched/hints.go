@@ -34,7 +34,7 @@ func lackHints(v *policy.View, it *policy.Item) []string {
 	for i, name := range api.ResourceNames() {
 		most, size := int64(0), int64(0)
 		for _, n := range v.Nodes {
-			if !n.Object.Ready() || n.Object.Spec.Cordoned {
+			if !n.Takes() {
 				continue
 			}
 			most, size = max(most, n.Free(i)), max(size, n.Allocatable[i])

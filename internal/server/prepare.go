@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"reflect"
 	"time"
 
@@ -48,7 +49,18 @@ func (c *call) prepareCreate(o api.Object, seed name.Seed) error {
 		UID: hex.EncodeToString(uid[:]), Generation: 1, CreatedAt: &now, Finalizers: append([]string(nil), d.Finalizers...)}
 	delete(m.Annotations, keyAnnotation)
 	clearPart(o, "Status")
+	c.noteMaintenance(nil, o)
 	return c.grantCreate(o)
+}
+
+// noteMaintenance notes since when, where the caller does not say; a change of how is the same maintenance.
+func (c *call) noteMaintenance(old, o api.Object) {
+	if n, ok := o.(*api.Node); ok && n.Spec.Maintenance != nil && n.Spec.Maintenance.Since.IsZero() {
+		n.Spec.Maintenance.Since = c.now()
+		if was, ok := old.(*api.Node); ok && was.Spec.Maintenance != nil {
+			n.Spec.Maintenance.Since = was.Spec.Maintenance.Since
+		}
+	}
 }
 
 func readOnly(d *api.Definition) error {
@@ -235,6 +247,7 @@ func (c *call) prepareUpdate(old, next api.Object) (n api.Object, changed bool, 
 		annotate(n, kept)
 	}
 	copyPart(n, next, "Spec")
+	c.noteMaintenance(old, n)
 	if err := api.Check(n); err != nil {
 		return nil, false, err
 	}
@@ -248,7 +261,7 @@ func (c *call) prepareUpdate(old, next api.Object) (n api.Object, changed bool, 
 			return nil, false, err
 		}
 	}
-	return n, specChanged || !sameMap(om.Labels, m.Labels) || !sameMap(om.Annotations, m.Annotations), nil
+	return n, specChanged || !maps.Equal(om.Labels, m.Labels) || !maps.Equal(om.Annotations, m.Annotations), nil
 }
 
 // grantUpdate is grantCreate for a changed spec.
@@ -316,18 +329,6 @@ func samePart(a, b api.Object, name string) bool {
 	x, err1 := json.Marshal(part(a, name).Interface())
 	y, err2 := json.Marshal(part(b, name).Interface())
 	return err1 == nil && err2 == nil && bytes.Equal(x, y)
-}
-
-func sameMap(a, b map[string]string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for k, v := range a {
-		if w, ok := b[k]; !ok || v != w {
-			return false
-		}
-	}
-	return true
 }
 
 func annotate(o api.Object, value string) {

@@ -200,9 +200,14 @@ func (w *World) change(ctx context.Context, c *scenario.Change, rng *rand.Rand) 
 			}
 		}
 	case c.Cordon != nil:
-		return w.cordon(ctx, w.choose(c.Cordon, rng), true)
+		return w.decide(ctx, w.choose(c.Cordon, rng), func(s *api.NodeSpec) { s.Cordoned = true })
 	case c.Open != nil:
-		return w.cordon(ctx, w.choose(c.Open, rng), false)
+		return w.decide(ctx, w.choose(c.Open, rng), func(s *api.NodeSpec) { s.Cordoned = false })
+	case c.Drain != nil:
+		since := w.ctl.Now().UTC()
+		return w.decide(ctx, w.choose(c.Drain, rng), func(s *api.NodeSpec) { s.Maintenance = &api.Maintenance{Mode: "drain", Since: since} })
+	case c.Back != nil:
+		return w.decide(ctx, w.choose(c.Back, rng), func(s *api.NodeSpec) { s.Maintenance = nil })
 	case c.Tenant != nil:
 		return w.setTenant(ctx, c.Tenant)
 	case c.Stop != nil:
@@ -215,14 +220,15 @@ func (w *World) change(ctx context.Context, c *scenario.Change, rng *rand.Rand) 
 	return nil
 }
 
-func (w *World) cordon(ctx context.Context, hosts []*host, on bool) error {
+// decide changes what the operator says of hosts.
+func (w *World) decide(ctx context.Context, hosts []*host, edit func(*api.NodeSpec)) error {
 	for _, h := range hosts {
 		n, err := store.Get[*api.Node](ctx, w.view, api.Ref{Kind: api.KindNode, Name: h.name})
 		if err != nil {
 			return err
 		}
 		next := api.Clone(n)
-		next.Spec.Cordoned = on
+		edit(&next.Spec)
 		next.Generation++
 		if _, err := w.gate.Commit(ctx, store.Update(next)); err != nil {
 			return err

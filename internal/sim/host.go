@@ -42,6 +42,7 @@ type host struct {
 	open    int           // calls under way
 	dirty   bool
 	changed bool // the runtime reported something since Ended was last asked
+	exited  bool // and an end was among it
 	nextAt  time.Time
 	nextEnd time.Time
 
@@ -139,6 +140,7 @@ func (w *World) powerOn(ctx context.Context, h *host) error {
 	}
 	rt.OnChange(func(uid string, p driver.Phase) {
 		h.changed = true
+		h.exited = h.exited || p == driver.PhaseExited
 		w.books.phase(h, uid, p)
 	})
 	if h.slow > 0 {
@@ -234,6 +236,7 @@ func (w *World) turn(h *host) (int, error) {
 		for _, o := range h.rt.Ended() {
 			h.agent.Exited(h.rt, o)
 		}
+		h.exited = false
 		h.changed = true // ends are looked for again below
 	}
 	life := h.ctx
@@ -260,6 +263,10 @@ func (w *World) turn(h *host) (int, error) {
 		if at, ok := h.rt.NextEnd(); ok {
 			h.nextEnd = at.Add(-h.clock.offset)
 		}
+	}
+	if h.exited { // the agent itself has stopped something, and is to hear of it
+		h.exited, h.changed = false, true
+		w.mark(h)
 	}
 	w.plan(h)
 	return n, nil

@@ -137,7 +137,7 @@ func (m *meter) sample() {
 			m.overloaded++
 			over += h.use[0] - room
 		}
-		if m.power && !(h.group.Power.Off && h.running == 0 && h.object != nil && h.object.Spec.Cordoned) {
+		if m.power && !(h.group.Power.Off && h.running == 0 && h.object != nil && h.object.Spec.Closed() != "") {
 			watts += h.group.Power.At(h.use[0] / max(float64(h.group.Capacity[api.CPU]), 1))
 		}
 	}
@@ -215,7 +215,7 @@ func (m *meter) fragmented(i int) float64 {
 			continue
 		}
 		for _, h := range m.w.hosts {
-			if !h.serves() || !h.known || h.object.Spec.Cordoned {
+			if !h.serves() || !h.known || h.object.Spec.Closed() != "" {
 				continue
 			}
 			free := float64(max(h.room[i]-h.used[i], 0)) * s.weight

@@ -97,7 +97,10 @@ func draw(seed uint64) *scenario.Scenario {
 	at := func() api.Duration { return between(r, 0, 4*time.Minute) }
 	for range r.IntN(4) {
 		where := &scenario.Selection{Pick: 1}
-		switch r.IntN(5) {
+		switch r.IntN(6) {
+		case 5:
+			from := at()
+			sc.Changes = append(sc.Changes, scenario.Change{At: from, Drain: where}, scenario.Change{At: from + between(r, 0, time.Minute), Back: &scenario.Selection{}})
 		case 0:
 			sc.Changes = append(sc.Changes, scenario.Change{At: at(), Cordon: where}, scenario.Change{At: at(), Open: &scenario.Selection{}})
 		case 1:

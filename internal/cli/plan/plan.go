@@ -112,8 +112,12 @@ func drain() verb.Def {
 	return verb.Def{
 		Use: "drain NODE… | --zone Z | --rack R", Max: -1, Short: "Say what would move where when nodes are emptied on purpose, and what must stay",
 		Long:    "Drain says what would restart where, in how many rounds the disruption budgets allow\nit, and what would have to stay.\n\n" + long,
-		Example: "  atoll plan drain isle2\n  atoll plan drain isle2 -o wide",
-		Flags:   o.hostFlags, Complete: verb.CompleteNodes,
+		Example: "  atoll plan drain isle2\n  atoll plan drain isle2 -o wide\n  atoll plan drain isle2 --evacuate",
+		Flags: func(fs *pflag.FlagSet) {
+			fs.BoolVar(&o.hosts.Evacuate, "evacuate", false, "as atoll evacuate does it: budgets are passed over")
+			fs.BoolVar(&o.hosts.Leave, "leave", false, "what cannot move stays and runs on")
+			o.hostFlags(fs)
+		}, Complete: verb.CompleteNodes,
 		Run: func(ctx context.Context, c *verb.Call) error {
 			h, err := o.which(c)
 			if err != nil {

@@ -38,6 +38,9 @@ type page struct {
 
 func (p *page) say(format string, args ...any) { fmt.Fprintf(p, format+"\n", args...) }
 
+// Text is the answer to a question about hosts, for people.
+func Text(a *api.PlanAnswer, wide bool) string { return text(a, "", wide) }
+
 // text is the answer for people.
 func text(a *api.PlanAnswer, title string, wide bool) string {
 	p := &page{wide: wide}
@@ -74,10 +77,13 @@ func (p *page) lose(a *api.PlanAnswer) {
 }
 
 func (p *page) drain(a *api.PlanAnswer) {
-	now, rounds := 0, 0
+	now, rounds, halts := 0, 0, 0
 	for _, x := range a.Places {
 		if x.Round == 1 && x.Stays == "" {
 			now++
+		}
+		if x.Halts {
+			halts++
 		}
 		rounds = max(rounds, x.Round)
 	}
@@ -86,10 +92,13 @@ func (p *page) drain(a *api.PlanAnswer) {
 		s += fmt.Sprintf(" (%d at once, the rest in %s)", now, render.Plural(rounds-1, "more round"))
 	}
 	stay := "stay"
-	if a.Pending == 1 {
+	if a.Pending-halts == 1 {
 		stay = "stays"
 	}
-	p.say("Draining %s: %s, %d %s; %s. %s", names(a.Nodes), s, a.Pending, stay, guaranteed(a), spare(a.Spare))
+	if halts > 0 {
+		s += fmt.Sprintf(", %s there until it is restored", count(halts, "stops", "stop"))
+	}
+	p.say("Draining %s: %s, %d %s; %s. %s", names(a.Nodes), s, a.Pending-halts, stay, guaranteed(a), spare(a.Spare))
 	p.places(a.Places, true)
 	p.stopped(a)
 	p.guarantees(a)
@@ -253,6 +262,8 @@ func (p *page) place(x api.PlanPlace, from bool) {
 	name := x.Instance.Tenant + "/" + x.Instance.Name
 	line := "  " + name
 	switch {
+	case x.Halts:
+		line += " stops there: " + x.Stays
 	case x.Stays != "":
 		line += " stays: " + x.Stays
 	case x.To == "":
@@ -395,6 +406,13 @@ func guaranteed(a *api.PlanAnswer) string {
 	default:
 		return fmt.Sprintf("%d guarantees are broken", n)
 	}
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 func moves(n int, verb string) string {

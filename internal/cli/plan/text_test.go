@@ -115,6 +115,8 @@ func TestText(t *testing.T) {
 		"lose-more":   {q: engine.Question{Lose: &api.PlanHosts{Nodes: []string{"isle2"}}}, holds: true},
 		"lose-zone":   {q: engine.Question{Lose: &api.PlanHosts{Zone: "room-a"}}},
 		"drain":       {q: engine.Question{Drain: &api.PlanHosts{Nodes: []string{"isle2"}}}},
+		"drain-leave": {q: engine.Question{Drain: &api.PlanHosts{Nodes: []string{"isle2"}, Leave: true}}},
+		"evacuate":    {q: engine.Question{Drain: &api.PlanHosts{Nodes: []string{"isle2"}, Evacuate: true}}},
 		"add":         {q: engine.Question{Add: &api.PlanAdd{Capacity: api.Resources{api.CPU: 16000, api.Memory: 64 << 30}, Count: 2}}, holds: true},
 		"add-small":   {q: engine.Question{Add: &api.PlanAdd{Capacity: api.Resources{api.CPU: 4000, api.Memory: 8 << 30}}}},
 		"fit":         {q: engine.Question{Fit: &api.PlanFit{Tenant: "acme", Spec: api.InstanceSpec{Requests: api.Resources{api.CPU: 2000, api.Memory: 1 << 30}}}}, holds: true},

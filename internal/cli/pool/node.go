@@ -23,10 +23,16 @@ func Node() verb.Def {
 		return verb.Def{Use: use, Min: min, Max: -1, Short: short, Example: example, Complete: verb.CompleteNodes,
 			Run: func(ctx context.Context, c *verb.Call) error { return changeNode(ctx, c, fn) }}
 	}
+	var own []verb.Def
+	for _, d := range append(Maintenance(), shutdown(), startup()) {
+		d.Group = "" // groups are those of the root
+		d.Example = strings.ReplaceAll(d.Example, "atoll ", "atoll node ")
+		own = append(own, d)
+	}
 	return verb.Def{
 		Use: "node", Group: verb.GroupPool, Aliases: []string{"nodes"}, Short: "Nodes: the hosts of the pool",
 		Example: "  atoll node list -o wide\n  atoll node cordon isle2\n  atoll node taint isle3 gpu=only:NoSchedule\n  atoll node token",
-		Sub: []verb.Def{
+		Sub: append([]verb.Def{
 			{Use: "list", Aliases: []string{"ls"}, Short: "List nodes", Example: "  atoll node list -o wide", Flags: list.Flags,
 				Run: func(ctx context.Context, c *verb.Call) error { return object.ListKind(ctx, c, api.KindNode, *list) }},
 			{Use: "describe NODE…", Min: 1, Max: -1, Short: "Tell all about nodes", Example: "  atoll node describe isle1", Complete: verb.CompleteNodes,
@@ -35,15 +41,11 @@ func Node() verb.Def {
 					c.Args = append([]string{"node"}, c.Args...)
 					return desc.Run(ctx, c)
 				}},
-			change("cordon NODE", "Place nothing new on a node; what runs stays", "  atoll node cordon isle2", 1,
-				func(_ *verb.Call, n *api.Node) error { n.Spec.Cordoned = true; return nil }),
-			change("uncordon NODE", "Place on a node again", "  atoll node uncordon isle2", 1,
-				func(_ *verb.Call, n *api.Node) error { n.Spec.Cordoned = false; return nil }),
 			change("taint NODE KEY[=VALUE]:EFFECT…", "Keep away what does not tolerate it; KEY- takes a taint away",
 				"  atoll node taint isle3 gpu=only:NoSchedule\n  atoll node taint isle3 gpu-", 2, taintNode),
 			change("label NODE KEY=VALUE…", "Label a node; KEY- takes a label away", "  atoll node label isle1 disk=ssd rack-", 2, labelNode),
 			nodeToken(), nodeTokens(), nodeRemove(), nodeRevoke(),
-		},
+		}, own...),
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"atoll/api"
 	"atoll/internal/cli/render"
 	"atoll/internal/cli/verb"
+	"atoll/internal/explain"
 )
 
 type explainOptions struct{ recursive bool }
@@ -27,7 +28,7 @@ func Explain() verb.Def {
 }
 
 func (o *explainOptions) run(_ context.Context, c *verb.Call) error {
-	d, err := api.Explain(c.Args[0])
+	d, err := explain.Of(c.Args[0])
 	if err != nil {
 		return err
 	}
@@ -48,7 +49,7 @@ func (o *explainOptions) run(_ context.Context, c *verb.Call) error {
 	return nil
 }
 
-func (o *explainOptions) rows(t *render.Table, list []api.FieldDoc, indent string) {
+func (o *explainOptions) rows(t *render.Table, list []explain.Field, indent string) {
 	for _, f := range list {
 		doc := f.Doc
 		if facts := fieldFacts(f); len(facts) > 0 {
@@ -61,7 +62,7 @@ func (o *explainOptions) rows(t *render.Table, list []api.FieldDoc, indent strin
 	}
 }
 
-func fieldFacts(f api.FieldDoc) []string {
+func fieldFacts(f explain.Field) []string {
 	var out []string
 	if len(f.Enum) > 0 {
 		out = append(out, "one of: "+strings.Join(f.Enum, ", "))
@@ -114,7 +115,7 @@ func completeFields(_ context.Context, _ *verb.Call, typed string) []string {
 	if i < 0 {
 		return api.KindNames()
 	}
-	d, err := api.Explain(typed[:i])
+	d, err := explain.Of(typed[:i])
 	if err != nil {
 		return nil
 	}

@@ -100,7 +100,11 @@ func whyInstance(ctx context.Context, c *verb.Call, in *api.Instance, indent str
 		if e.To != "" {
 			to = "; it should go to " + e.To
 		}
-		say("It is to leave %s, to be placed anew: %s%s.", a.Spec.Node, e.Reason, to)
+		if e.Stay {
+			say("It is stopped as long as %s is in maintenance, and starts there again: %s (atoll restore %s).", a.Spec.Node, e.Reason, a.Spec.Node)
+		} else {
+			say("It is to leave %s, to be placed anew: %s%s.", a.Spec.Node, e.Reason, to)
+		}
 	}
 	if in.Status.Message != "" && in.StateOf() != api.StateRunning {
 		say("On the node: %s", in.Status.Message)
@@ -268,6 +272,8 @@ func whyNode(ctx context.Context, c *verb.Call, n *api.Node) error {
 	switch {
 	case !n.Ready():
 		c.Say("%s is not ready: nothing is placed on it.", n.Name)
+	case n.Spec.Maintenance != nil:
+		c.Say("%s is ready, but in maintenance: it is being emptied, or was (atoll get drain/%s; atoll restore %s).", n.Name, n.Name, n.Name)
 	case n.Spec.Cordoned:
 		c.Say("%s is ready, but cordoned: what runs stays, nothing new comes (atoll node uncordon %s).", n.Name, n.Name)
 	default:

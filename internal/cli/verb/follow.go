@@ -18,6 +18,12 @@ import (
 // errSeen ends a watch that has seen what it waited for.
 var errSeen = errors.New("seen")
 
+// Follow shows fn every object of the selections as it is now and after each change, one
+// at a time, until fn says it has seen enough or fails.
+func (c *Call) Follow(ctx context.Context, fn func(ev store.Event) (done bool, err error), sels ...api.Selector) error {
+	return c.follow(ctx, fn, sels...)
+}
+
 // follow shows fn every object of the selections as it is now and after each
 // change, one at a time, until fn says it has seen enough or fails.
 func (c *Call) follow(ctx context.Context, fn func(ev store.Event) (done bool, err error), sels ...api.Selector) error {

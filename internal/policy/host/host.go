@@ -1,6 +1,6 @@
-// Package host refuses nodes that are not ready, are cordoned or tainted, lack
-// the runtime an instance needs, or are not the ones it asked for, and prefers
-// those it wishes for.
+// Package host refuses nodes that are not ready, are cordoned, in maintenance or
+// tainted, lack the runtime an instance needs, or are not the ones it asked for, and
+// prefers those it wishes for.
 package host
 
 import (
@@ -33,8 +33,8 @@ func (Rules) Check(_ *policy.View, it *policy.Item) *policy.Check {
 		switch spec := &n.Object.Spec; {
 		case !n.Object.Ready():
 			return "node is not ready"
-		case spec.Cordoned:
-			return "node is cordoned"
+		case spec.Closed() != "":
+			return spec.Closed()
 		case !n.Runtimes[isolation]:
 			return "no driver for isolation " + isolation
 		case p.Node != "" && p.Node != n.Name:

@@ -28,6 +28,7 @@ func TestAdmit(t *testing.T) {
 		"plain":        {ok, api.InstanceSpec{}, ""},
 		"not ready":    {func(n *api.Node) { n.Status.Conditions = nil }, api.InstanceSpec{}, "not ready"},
 		"cordoned":     {func(n *api.Node) { n.Spec.Cordoned = true }, api.InstanceSpec{}, "cordoned"},
+		"maintenance":  {func(n *api.Node) { n.Spec.Maintenance = &api.Maintenance{Mode: "drain"} }, api.InstanceSpec{}, "in maintenance"},
 		"no driver":    {ok, api.InstanceSpec{Isolation: api.IsolationVM}, "no driver for isolation vm"},
 		"taint":        {func(n *api.Node) { n.Spec.Taints = []api.Taint{{Key: "gpu", Value: "only", Effect: "NoSchedule"}} }, api.InstanceSpec{}, "taint gpu=only:NoSchedule"},
 		"tolerated":    {func(n *api.Node) { n.Spec.Taints = []api.Taint{{Key: "gpu", Value: "only", Effect: "NoSchedule"}} }, api.InstanceSpec{Placement: &api.Placement{Tolerate: []api.Taint{{Key: "gpu"}}}}, ""},

@@ -13,6 +13,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/explain"
 	"atoll/internal/server/schema"
 )
 
@@ -277,7 +278,7 @@ func schemas(types map[string]reflect.Type) (obj, error) {
 		out[name] = schema.FromGo(t)
 	}
 	for _, d := range api.Definitions() {
-		doc, err := api.Explain(d.Singular())
+		doc, err := explain.Of(d.Singular())
 		if err != nil {
 			return nil, err
 		}

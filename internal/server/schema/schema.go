@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"atoll/api"
+	"atoll/internal/explain"
 )
 
 // Object is a JSON object.
@@ -29,7 +30,7 @@ func List(item Object) Object {
 }
 
 // Of makes a schema of the documentation of a field.
-func Of(d api.FieldDoc) Object {
+func Of(d explain.Field) Object {
 	out := typed(d.Type, d.Children)
 	if d.Doc != "" {
 		out["description"] = d.Doc
@@ -46,7 +47,7 @@ func Of(d api.FieldDoc) Object {
 	return out
 }
 
-func typed(t string, children []api.FieldDoc) Object {
+func typed(t string, children []explain.Field) Object {
 	if of, ok := strings.CutPrefix(t, "list of "); ok {
 		return Object{"type": "array", "items": typed(of, children)}
 	}

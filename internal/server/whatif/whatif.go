@@ -43,6 +43,9 @@ func (c Caller) Question(req *api.PlanRequest) (plan.Question, error) {
 			return q, err
 		}
 	}
+	if l := req.Lose; l != nil && (l.Evacuate || l.Leave) {
+		return q, errs.InvalidFields("plan", []errs.Field{{Field: "lose.evacuate, lose.leave", Value: "true", Rule: "go with drain only", Example: `{"drain":{"nodes":["isle2"],"evacuate":true}}`}})
+	}
 	switch {
 	case req.Fit != nil:
 		if req.Fit.Tenant == "" {

@@ -279,20 +279,20 @@ func firstGroup(s *Scenario) string {
 func (c *checker) change(at string, s *Scenario, h *Change) {
 	c.span(at+".at", h.At.D(), 0, maxDuration, "3h")
 	n := 0
-	for _, has := range []bool{h.Add != "", h.Remove != nil, h.Cordon != nil, h.Open != nil, h.Tenant != nil, h.Stop != nil} {
+	for _, has := range []bool{h.Add != "", h.Remove != nil, h.Cordon != nil, h.Open != nil, h.Drain != nil, h.Back != nil, h.Tenant != nil, h.Stop != nil} {
 		if has {
 			n++
 		}
 	}
 	if n != 1 {
-		c.bad(at, "", "must have exactly one of add, remove, cordon, uncordon, tenant and stop", "{at: 3h, cordon: {zone: a}}")
+		c.bad(at, "", "must have exactly one of add, remove, cordon, uncordon, drain, restore, tenant and stop", "{at: 3h, cordon: {zone: a}}")
 	}
 	if h.Add != "" {
 		if later, ok := c.groups[h.Add]; !ok || !later {
 			c.bad(at+".add", h.Add, "must be a group of hosts with later: true", "")
 		}
 	}
-	for field, w := range map[string]*Selection{".remove": h.Remove, ".cordon": h.Cordon, ".uncordon": h.Open} {
+	for field, w := range map[string]*Selection{".remove": h.Remove, ".cordon": h.Cordon, ".uncordon": h.Open, ".drain": h.Drain, ".restore": h.Back} {
 		if w != nil {
 			c.selection(at+field, s, w)
 		}

@@ -239,6 +239,8 @@ type Change struct {
 	Remove *Selection   `json:"remove,omitempty" doc:"hosts that are switched off and taken out of the pool"`
 	Cordon *Selection   `json:"cordon,omitempty" doc:"hosts that get nothing new"`
 	Open   *Selection   `json:"uncordon,omitempty" doc:"hosts that may get something new again"`
+	Drain  *Selection   `json:"drain,omitempty" doc:"hosts that are emptied for maintenance, within disruption budgets"`
+	Back   *Selection   `json:"restore,omitempty" doc:"hosts whose maintenance is over: what left comes back"`
 	Tenant *Tenant      `json:"tenant,omitempty" doc:"a tenant with its new guarantee, limit and weight"`
 	Stop   *Stop        `json:"stop,omitempty" doc:"instances that are removed"`
 }

@@ -45,6 +45,7 @@ check system soon bash -c 's=$(systemctl is-system-running); [ "$s" = running ] 
 check up make up
 check active gives active systemctl is-active atolld
 check enabled gives enabled systemctl is-enabled atolld
+check shutdown-unit soon gives active systemctl is-active atoll-shutdown
 check page soon page "$(port)"
 check alone-in-its-group outside
 check ceilings ceilings web 67108864 250
