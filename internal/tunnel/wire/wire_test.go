@@ -278,7 +278,9 @@ func TestReconnect(t *testing.T) {
 func TestReplaced(t *testing.T) {
 	p := newPool(t, Config{})
 	name := func(n string) tunnel.Handler {
-		return func(_ context.Context, _ tunnel.Header, s *tunnel.Stream) error { return s.Write(api.ChanStdout, []byte(n)) }
+		return func(_ context.Context, _ tunnel.Header, s *tunnel.Stream) error {
+			return s.Write(api.ChanStdout, []byte(n))
+		}
 	}
 	asks := func() string {
 		t.Helper()
