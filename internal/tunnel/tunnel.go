@@ -55,6 +55,11 @@ type Stream struct {
 // multiplexed and encrypted pays for each piece, and most frames are a line or a key.
 const small = 4 << 10
 
+// medium is what is still sent in one piece, from a buffer that streams share.
+const medium = 64 << 10
+
+var pieces = sync.Pool{New: func() any { return new([5 + medium]byte) }}
+
 // NewStream frames a connection.
 func NewStream(c net.Conn) *Stream { return &Stream{conn: c, r: bufio.NewReaderSize(c, 16<<10)} }
 
@@ -81,6 +86,14 @@ func (s *Stream) frame(ch byte, p []byte) error {
 	if len(p) <= small {
 		s.buf = append(append(s.buf[:0], head[:]...), p...)
 		_, err := s.conn.Write(s.buf)
+		return err
+	}
+	if len(p) <= medium {
+		b := pieces.Get().(*[5 + medium]byte)
+		defer pieces.Put(b)
+		n := copy(b[:], head[:])
+		n += copy(b[n:], p)
+		_, err := s.conn.Write(b[:n])
 		return err
 	}
 	bufs := net.Buffers{head[:], p}

@@ -87,7 +87,7 @@ func TestHubPassesOverDyingConnections(t *testing.T) {
 func TestFrames(t *testing.T) {
 	a, b := net.Pipe()
 	from, to := NewStream(a), NewStream(b)
-	sizes := []int{0, 1, small - 1, small, small + 1, 100_000, MaxFrame, MaxFrame + 7}
+	sizes := []int{0, 1, small - 1, small, small + 1, medium, medium + 1, 100_000, MaxFrame, MaxFrame + 7}
 	go func() {
 		for i, n := range sizes {
 			if err := from.Write(byte(i), bytes.Repeat([]byte{byte(i)}, n)); err != nil {

@@ -47,7 +47,7 @@ func (h *heard) quiet() time.Duration {
 const (
 	headSize = 12 // version, type, flags (2), stream (4), length (4)
 	typeData = 0
-	maxJoin  = 16 << 10 // larger bodies fill records by themselves
+	record   = 16 << 10 // what fits into one TLS record
 )
 
 // Write sends what the multiplexer writes: heads of 12 bytes, and after a head that
@@ -56,18 +56,16 @@ func (h *heard) Write(p []byte) (int, error) {
 	switch {
 	case h.body:
 		h.body = false
-		if len(p) > maxJoin {
-			if _, err := h.Conn.Write(h.out); err != nil {
-				return 0, err
-			}
-			return h.Conn.Write(p)
-		}
-		h.out = append(h.out, p...)
-		_, err := h.Conn.Write(h.out)
-		if err != nil {
+		n := min(len(p), record-headSize)
+		h.out = append(h.out, p[:n]...)
+		if _, err := h.Conn.Write(h.out); err != nil {
 			return 0, err
 		}
-		return len(p), nil
+		if n == len(p) {
+			return n, nil
+		}
+		rest, err := h.Conn.Write(p[n:])
+		return n + rest, err
 	case len(p) == headSize && p[1] == typeData && binary.BigEndian.Uint32(p[8:]) > 0:
 		h.body = true
 		h.out = append(h.out[:0], p...)
