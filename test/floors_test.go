@@ -57,8 +57,9 @@ var floors = map[string]int{
 	"internal/reconcile": 20,
 	"internal/plan":      25, // asks sched, policies and admission what would be
 	// 3 actors
-	"internal/control": 30,
-	"internal/agent":   30,
+	"internal/control/workload": 29, // what makes instances, for the list in control
+	"internal/control":          30,
+	"internal/agent":            30,
 	// 4 surfaces; the command line in storeys: what it is made of, what verbs are made
 	// of, the verbs by subject, the list of them
 	"internal/cli/render":   32,

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"atoll/internal/clock"
+	"atoll/internal/control/workload"
 	"atoll/internal/policy"
 	"atoll/internal/reconcile"
 )
@@ -31,7 +32,7 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []reconcile.Controller{p, NewTidy(d)}
+	all := append([]reconcile.Controller{p, NewTidy(d)}, workload.All(d.Clock)...)
 	if d.Rebalance.Mode != RebalanceOff {
 		all = append(all, NewRebalance(d))
 	}

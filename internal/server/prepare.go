@@ -89,19 +89,16 @@ func (c *call) mayShare(shared bool) error {
 	return nil
 }
 
-// maxBudgets bounds the budgets of a tenant: whoever makes room looks at all of them.
-const maxBudgets = 100
-
 func (c *call) roomForBudget(b *api.DisruptionBudget) error {
 	if _, err := c.Store.Get(c.r.Context(), api.Ref{Kind: api.KindTenant, Name: b.Tenant}); err != nil {
 		return err
 	}
-	list, _, err := c.Store.List(c.r.Context(), api.Selector{Kind: api.KindDisruptionBudget, Tenant: b.Tenant, Limit: maxBudgets})
+	list, _, err := c.Store.List(c.r.Context(), api.Selector{Kind: api.KindDisruptionBudget, Tenant: b.Tenant, Limit: api.MaxBudgets})
 	if err != nil {
 		return err
 	}
-	if len(list) >= maxBudgets {
-		return errs.New(errs.Quota, "tenant %s has %d disruption budgets, the most there may be", b.Tenant, maxBudgets).WithHint("one budget may name many instances by their labels; remove those that are not needed")
+	if len(list) >= api.MaxBudgets {
+		return errs.New(errs.Quota, "tenant %s has %d disruption budgets, the most there may be", b.Tenant, api.MaxBudgets).WithHint("one budget may name many instances by their labels; remove those that are not needed")
 	}
 	return nil
 }
