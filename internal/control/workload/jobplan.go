@@ -122,11 +122,11 @@ func (e *errand) overdue() bool {
 	return d != nil && e.last.StartedAt != nil && !e.now.Before(e.last.StartedAt.Add(d.D()))
 }
 
-// running lists what is not stopped.
+// running lists what is neither at its end nor stopped.
 func (e *errand) running() []string {
 	var out []string
 	for _, t := range e.tries {
-		if !t.counted && !t.stopped {
+		if t.state == tryActive && !t.stopped {
 			out = append(out, t.name)
 		}
 	}

@@ -159,7 +159,7 @@ func (s *situation) progress(d *decision, g group, wants int) {
 	if !d.rolling || s.paused {
 		return // no deadline runs
 	}
-	score := st.Updated + available(g.fresh) - len(g.old)
+	score := st.Updated + available(g.fresh) // an old one that is lost is no progress
 	st.Progress, st.ProgressAt = s.last.Progress, s.last.ProgressAt
 	if s.last.Hash != s.hash || s.last.Desired != wants || st.ProgressAt == nil || score > st.Progress {
 		now := s.now
@@ -184,22 +184,12 @@ func (s *situation) roll(d *decision, g group) {
 	d.trim(g, d.least)
 }
 
-// trim takes old instances away as far as the available ones allow. New ones that are not
-// available yet stand for nothing: were they never to become so, least would still be kept
-// by the old ones and those that did.
+// trim takes old instances away, the broken first. New ones that are not available yet
+// stand for nothing: were they never to become so, least would still be kept by the old
+// ones and those that did.
 func (d *decision) trim(g group, least int) {
-	have := available(g.fresh) + available(g.old)
 	spare := len(g.old) + available(g.fresh) - least
-	for _, o := range g.old {
-		if spare <= 0 || o.available && have <= least {
-			return // the rest is available, too
-		}
-		if o.available {
-			have--
-		}
-		spare--
-		d.remove = append(d.remove, o.name)
-	}
+	d.drop(g.old[:min(max(spare, 0), len(g.old))])
 }
 
 func (d *decision) drop(list []one) {
