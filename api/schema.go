@@ -108,6 +108,8 @@ func typeName(t reflect.Type) string {
 		return "duration"
 	case t == reflect.TypeFor[Resources]():
 		return "resources"
+	case t == reflect.TypeFor[Share]():
+		return "share"
 	}
 	switch t.Kind() {
 	case reflect.Pointer:

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"io"
 	"reflect"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/errs"
 	"atoll/internal/server/name"
-	"atoll/internal/store"
 )
 
 func (s *Server) now() time.Time { return s.Clock.Now().UTC().Round(time.Millisecond) }
@@ -63,6 +61,8 @@ func (c *call) grantCreate(o api.Object) error {
 			return err
 		}
 		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
+	case *api.Deployment, *api.Job, *api.CronJob:
+		return c.grantWorkload(o)
 	case *api.DisruptionBudget:
 		return c.roomForBudget(o)
 	case *api.Image:
@@ -105,21 +105,11 @@ func (c *call) roomForBudget(b *api.DisruptionBudget) error {
 
 // mayRank: the class must exist; one that takes the place of others needs a right.
 func (c *call) mayRank(in *api.Instance) error {
-	if in.Spec.Priority == "" {
-		return nil
+	preempts, err := c.rank(in.Tenant, "instance "+in.Name, "spec", in.Spec.Priority)
+	if preempts {
+		in.Spec.Queue = true // a full pool is no reason to refuse it: it makes room
 	}
-	class, err := store.Get[*api.PriorityClass](c.r.Context(), c.Store, api.Ref{Kind: api.KindPriorityClass, Name: in.Spec.Priority})
-	if errors.Is(err, errs.NotFound) {
-		return errs.InvalidFields("instance "+in.Name, []errs.Field{{Field: "spec.priorityClass", Value: clip(in.Spec.Priority), Rule: "must be a PriorityClass of the pool (atoll get priorityclasses)", Example: "normal"}})
-	}
-	if err != nil {
-		return err
-	}
-	if !class.Spec.Preempt {
-		return nil
-	}
-	in.Spec.Queue = true // a full pool is no reason to refuse it: it makes room
-	return c.Auth.Grants(c.id, in.Tenant, []string{"priority:" + class.Name})
+	return err
 }
 
 // mayMake: who says which host account a user is could become that user, so they
@@ -230,6 +220,9 @@ func (c *call) prepareUpdate(old, next api.Object) (n api.Object, changed bool, 
 		annotate(n, kept)
 	}
 	copyPart(n, next, "Spec")
+	if err := c.rollBack(n); err != nil {
+		return nil, false, err
+	}
 	if err := api.Check(n); err != nil {
 		return nil, false, err
 	}
@@ -264,6 +257,8 @@ func (c *call) grantUpdate(old, n api.Object) error {
 			return nil
 		}
 		return c.Auth.Grants(c.id, n.Tenant, n.Spec.Grants())
+	case *api.Deployment, *api.Job, *api.CronJob:
+		return c.updateWorkload(old, n)
 	case *api.Token:
 		o := old.(*api.Token)
 		if n.Spec.User != o.Spec.User {
