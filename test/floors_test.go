@@ -69,6 +69,7 @@ var floors = map[string]int{
 	"internal/cli/stream":   35,
 	"internal/cli/verb":     36,
 	"internal/cli/live":     37,
+	"internal/cli/workload": 37,
 	"internal/cli/object":   37,
 	"internal/cli/plan":     37,
 	"internal/cli/setup":    37,

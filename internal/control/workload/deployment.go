@@ -23,15 +23,22 @@ type Deployments struct {
 	owners *owners
 
 	mu sync.Mutex // guards below
-	// ready is since when instances with a health check are healthy, by deployment and
-	// UID. A deployment that is not in it was not looked at since the start: what is
-	// healthy then counts from its own start, so that a new leader changes nothing.
-	ready map[api.Ref]map[string]time.Time
+	// ready is since when instances are seen to be ready, by deployment and UID: by our
+	// clock, as those of the hosts may be ahead or behind. A deployment that is not in it
+	// was not looked at since we took over: what is ready then counts from its own start,
+	// so that a new leader changes nothing.
+	ready map[api.Ref]map[string]seen
+}
+
+// seen is since when a run of an instance is seen to be ready.
+type seen struct {
+	since   time.Time
+	started time.Time // which run, by its host's clock
 }
 
 // NewDeployments makes the controller.
 func NewDeployments(c clock.Clock) *Deployments {
-	return &Deployments{clock: c, owners: newOwners(), ready: map[api.Ref]map[string]time.Time{}}
+	return &Deployments{clock: c, owners: newOwners(), ready: map[api.Ref]map[string]seen{}}
 }
 
 // Name is "deployment".
@@ -241,7 +248,7 @@ func (v *visit) ones() []one {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	was, known := c.ready[ref]
-	is := make(map[string]time.Time, len(v.instances))
+	is := make(map[string]seen, len(v.instances))
 	c.ready[ref] = is
 	out := make([]one, 0, len(v.instances))
 	for _, in := range v.instances {
@@ -253,15 +260,17 @@ func (v *visit) ones() []one {
 			o.node = p.Node
 		}
 		if o.ready {
-			since, seen := was[in.UID]
-			if !seen {
-				since = v.now
+			r := seen{since: v.now}
+			if at := in.Status.StartedAt; at != nil {
+				r.started = *at
 			}
-			if at := in.Status.StartedAt; at != nil && (in.Spec.Health == nil || !known || since.Before(*at)) {
-				since = *at
+			if old, ok := was[in.UID]; ok && old.started.Equal(r.started) {
+				r = old
+			} else if !known && !r.started.IsZero() && r.started.Before(v.now) {
+				r.since = r.started
 			}
-			is[in.UID] = since
-			left := since.Add(v.d.Spec.MinReady.D()).Sub(v.now)
+			is[in.UID] = r
+			left := r.since.Add(v.d.Spec.MinReady.D()).Sub(v.now)
 			if o.available = left <= 0; !o.available && !o.leaving {
 				v.again = soonest(v.again, left)
 			}
