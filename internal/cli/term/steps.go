@@ -1,6 +1,8 @@
 package term
 
 import (
+	"sync/atomic"
+
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 )
@@ -12,7 +14,7 @@ type Steps struct {
 	name  string
 	bars  *mpb.Progress
 	bar   *mpb.Bar
-	what  string
+	what  atomic.Pointer[string] // read by the bar's goroutine
 	last  string
 	ended bool
 }
@@ -32,14 +34,22 @@ func (p *Steps) Update(done, of int, what string) {
 		p.last = what
 		return
 	}
-	p.what = what
+	p.what.Store(&what)
 	if p.bars == nil {
-		p.bars = mpb.New(mpb.WithOutput(p.io.Err), mpb.WithWidth(30))
-		p.bar = p.bars.AddBar(int64(of), mpb.PrependDecorators(decor.Name(p.name)),
-			mpb.AppendDecorators(decor.CountersNoUnit("%d/%d"), decor.Any(func(decor.Statistics) string { return "  " + p.what })))
+		p.bars = mpb.New(mpb.WithOutput(p.io.Err), mpb.WithWidth(p.width()), mpb.WithAutoRefresh())
+		p.bar = p.bars.New(int64(of), mpb.BarStyle(), mpb.BarWidth(30), mpb.PrependDecorators(decor.Name(p.name+" ")),
+			mpb.AppendDecorators(decor.CountersNoUnit(" %d/%d"), decor.Any(func(decor.Statistics) string { return "  " + *p.what.Load() })))
 	}
 	p.bar.SetTotal(int64(of), false)
 	p.bar.SetCurrent(int64(done))
+}
+
+// width is that of the line: the terminal's, when it says so.
+func (p *Steps) width() int {
+	if n := int(p.io.Term.Size().Cols); n > 0 {
+		return n
+	}
+	return 100
 }
 
 // End leaves the line as it is and gives the terminal back. It may be called again.

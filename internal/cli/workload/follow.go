@@ -69,6 +69,7 @@ func follow(ctx context.Context, c *verb.Call, d *api.Deployment, timeout time.D
 			d = now
 			st := &d.Status
 			if d.RolledOut() {
+				steps.Update(st.Desired, st.Desired, sentence(d))
 				return true, nil
 			}
 			steps.Update(min(st.Updated, st.Available), st.Desired, sentence(d))
