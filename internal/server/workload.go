@@ -2,26 +2,13 @@ package server
 
 import (
 	"errors"
-	"reflect"
 	"strconv"
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/server/template"
 	"atoll/internal/store"
 )
-
-// templateOf is what a workload makes instances of, and its path; nil: o makes none.
-func templateOf(o api.Object) (t *api.Template, at string) {
-	switch o := o.(type) {
-	case *api.Deployment:
-		return &o.Spec.Template, "spec.template.spec"
-	case *api.Job:
-		return &o.Spec.Template, "spec.template.spec"
-	case *api.CronJob:
-		return &o.Spec.Job.Spec.Template, "spec.job.spec.template.spec"
-	}
-	return nil, ""
-}
 
 // grantWorkload checks for a workload what is checked for an instance: its instances are
 // made with the control plane's own rights, so whoever writes it must have them.
@@ -36,13 +23,13 @@ func (c *call) grantWorkload(o api.Object) error {
 	if err := c.mayRankWorkload(o); err != nil {
 		return err
 	}
-	t, _ := templateOf(o)
+	t, _ := template.Of(o)
 	return c.Auth.Grants(c.id, m.Tenant, t.Spec.Grants())
 }
 
 // mayRankWorkload is mayRank for a template. Its instances wait for room in any case.
 func (c *call) mayRankWorkload(o api.Object) error {
-	t, at := templateOf(o)
+	t, at := template.Of(o)
 	d, _ := api.Lookup(string(o.ObjectKind()))
 	_, err := c.rank(o.Metadata().Tenant, d.Singular()+" "+o.Metadata().Name, at, t.Spec.Priority)
 	return err
@@ -50,80 +37,21 @@ func (c *call) mayRankWorkload(o api.Object) error {
 
 // updateWorkload is grantWorkload for a changed spec.
 func (c *call) updateWorkload(old, n api.Object) error {
-	if err := unchangeable(old, n); err != nil {
+	if err := template.Unchangeable(old, n); err != nil {
 		return err
 	}
-	if !lowers(old, n) {
+	if !template.Lowers(old, n) {
 		if err := c.mayRankWorkload(n); err != nil { // whoever makes more of it makes others go for it
 			return err
 		}
 	}
-	was, _ := templateOf(old)
-	is, _ := templateOf(n)
+	was, _ := template.Of(old)
+	is, _ := template.Of(n)
 	if api.SameUse(&was.Spec, &is.Spec) {
 		return nil
 	}
 	return c.Auth.Grants(c.id, n.Metadata().Tenant, is.Spec.Grants())
 }
-
-// lowers reports whether a change only asks for less, or for nothing new at all.
-func lowers(old, n api.Object) bool {
-	m := api.Clone(n)
-	switch m := m.(type) {
-	case *api.Deployment:
-		o := old.(*api.Deployment)
-		if m.Spec.Wants() > o.Spec.Wants() || o.Spec.Paused && !m.Spec.Paused {
-			return false
-		}
-		m.Spec.Replicas, m.Spec.Paused = o.Spec.Replicas, o.Spec.Paused
-	case *api.Job:
-		o := old.(*api.Job)
-		if m.Spec.AtOnce() > o.Spec.AtOnce() || o.Spec.Suspended && !m.Spec.Suspended {
-			return false
-		}
-		m.Spec.Parallelism, m.Spec.Suspended = o.Spec.Parallelism, o.Spec.Suspended
-	case *api.CronJob:
-		o := old.(*api.CronJob)
-		if o.Spec.Suspended && !m.Spec.Suspended {
-			return false
-		}
-		m.Spec.Suspended = o.Spec.Suspended
-	}
-	return reflect.DeepEqual(part(old, "Spec").Interface(), part(m, "Spec").Interface())
-}
-
-// unchangeable refuses to change what others have built on.
-func unchangeable(old, n api.Object) error {
-	var f []errs.Field
-	keeps := func(field string, same bool, why string) {
-		if !same {
-			f = append(f, errs.Field{Field: field, Rule: "cannot change: " + why})
-		}
-	}
-	what := "object"
-	switch n := n.(type) {
-	case *api.Deployment:
-		o := old.(*api.Deployment)
-		what = "deployment " + n.Name
-		keeps("spec.selector", api.SameSelector(&o.Spec, &n.Spec), "its instances are known by it; make another deployment")
-		keeps("spec.perNode", o.Spec.PerNode == n.Spec.PerNode, "its instances are bound to their nodes, or not; make another deployment")
-	case *api.Job:
-		o := old.(*api.Job)
-		what = "job " + n.Name
-		keeps("spec.template", samePart(&template{Spec: o.Spec.Template}, &template{Spec: n.Spec.Template}, "Spec"), "some of it may be done already; make another job")
-		keeps("spec.completions", o.Spec.Wants() == n.Spec.Wants(), "some of it may be done already; make another job")
-	}
-	return errs.InvalidFields(what, f)
-}
-
-// template lets templates be compared as parts of objects are.
-type template struct {
-	api.Head
-	Spec api.Template
-}
-
-// Validate is not asked.
-func (*template) Validate() []errs.Field { return nil }
 
 // rollBack puts the template of the revision that is asked for in place, so that it is
 // checked and authorized like any other, and takes the wish away.
