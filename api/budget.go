@@ -24,6 +24,9 @@ type DisruptionBudgetSpec struct {
 	MaxUnavailable *int              `json:"maxUnavailable,omitempty" doc:"at most so many are away; 0: none is ever moved" example:"1"`
 }
 
+// MaxBudgets bounds the budgets of a tenant: whoever makes room looks at all of them.
+const MaxBudgets = 100
+
 // Allows is how many of have instances may be taken away now, when want there should be.
 func (s *DisruptionBudgetSpec) Allows(have, want int) int {
 	if s.MaxUnavailable != nil {

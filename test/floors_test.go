@@ -65,9 +65,10 @@ var floors = map[string]int{
 	"internal/fence/…":   20,
 	"internal/plan":      25, // asks sched, policies and admission what would be
 	// 3 actors
-	"internal/control/host": 29, // controllers of whole hosts, which control lists
-	"internal/control":      30,
-	"internal/agent":        30,
+	"internal/control/host":     29, // controllers of whole hosts, which control lists
+	"internal/control/workload": 29, // what makes instances
+	"internal/control":          30,
+	"internal/agent":            30,
 	// 4 surfaces; the command line in storeys: what it is made of, what verbs are made
 	// of, the verbs by subject, the list of them
 	"internal/cli/render":    32,
@@ -77,6 +78,7 @@ var floors = map[string]int{
 	"internal/cli/stream":    35,
 	"internal/cli/verb":      36,
 	"internal/cli/live":      37,
+	"internal/cli/workload":  37,
 	"internal/cli/object":    37,
 	"internal/cli/plan":      37,
 	"internal/cli/setup":     37,

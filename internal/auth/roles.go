@@ -6,8 +6,8 @@ import (
 
 // BuiltinRoles are made at the first start of a pool; they are ordinary roles and
 // may be edited. admin: everything, also host paths, so bind it with care.
-// operator: everything but identity and backup; who may join is identity, too. developer: a tenant's instances
-// and images. viewer: reads, also logs.
+// operator: everything but identity and backup; who may join is identity, too.
+// developer: a tenant's instances, what makes them, and images. viewer: reads, also logs.
 func BuiltinRoles() []*api.Role {
 	read := []api.Verb{api.VerbGet, api.VerbList, api.VerbWatch}
 	var operated []string
@@ -25,8 +25,8 @@ func BuiltinRoles() []*api.Role {
 			Verbs: append(read[:3:3], api.VerbCreate, api.VerbUpdate, api.VerbDelete, api.VerbExec, api.VerbLogs), Kinds: operated, Grants: []string{"priority:*"}},
 			api.RoleRule{Verbs: read, Kinds: []string{"nodeidentity"}}),
 		role("developer", "runs instances in a tenant",
-			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "image", "event", "disruptionbudget"}},
-			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "ledger", "tenant", "move"}}),
+			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "deployment", "job", "cronjob", "image", "event", "disruptionbudget"}},
+			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "ledger", "tenant", "move", "revision"}}),
 		role("viewer", "reads, also logs",
 			api.RoleRule{Verbs: append(read[:3:3], api.VerbLogs), Kinds: operated},
 			api.RoleRule{Verbs: read, Kinds: []string{"nodeidentity"}}),

@@ -1,5 +1,5 @@
 // Package cli is the command line: the list of all verbs, the tree made of them, and
-// the exit code. The verbs are in packages by subject (live, object, tell, pool,
+// the exit code. The verbs are in packages by subject (live, workload, object, tell, pool,
 // plan, setup), one file per verb, each an options struct with its flags and its run. They
 // speak to a pool only through conn.Client and know nothing of how things are stored,
 // placed or run, so that the program starts in a few milliseconds; what a verb needs
@@ -28,19 +28,27 @@ import (
 	"atoll/internal/cli/setup"
 	"atoll/internal/cli/tell"
 	"atoll/internal/cli/verb"
+	"atoll/internal/cli/workload"
 	"atoll/internal/errs"
 )
 
 // Commands lists every verb.
 func Commands() []verb.Def {
 	return append([]verb.Def{
-		live.Run(), live.Create(), live.Exec(), live.Attach(), tell.Logs(), live.Cp(),
-		live.Start(), live.Stop(), live.Restart(),
+		live.Run(), create(), live.Exec(), live.Attach(), tell.Logs(), live.Cp(),
+		live.Start(), live.Stop(), live.Restart(), workload.Scale(), workload.Rollout(),
 		object.Get(), tell.Describe(), object.Apply(), object.Edit(), object.Delete(), object.Wait(),
 		tell.Why(), tell.Explain(), tell.Events(), tell.Top(), plan.Plan(), tell.Resources(),
 		pool.Tenant(), pool.Node(), pool.Image(), pool.User(), pool.Token(), pool.Role(),
 		setup.Use(), setup.Login(), setup.Backup(), setup.Sim(), setup.Doctor(), setup.Version(), completionVerb(),
 	}, pool.Maintenance()...)
+}
+
+// create makes an instance, or what makes instances.
+func create() verb.Def {
+	d := live.Create()
+	d.Sub = workload.Creates()
+	return d
 }
 
 // Main runs one command line and returns its exit code.

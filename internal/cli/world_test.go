@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,7 +17,10 @@ import (
 	"atoll/api"
 	"atoll/internal/cli/conn"
 	"atoll/internal/cli/verb"
+	"atoll/internal/clock"
+	"atoll/internal/control/workload"
 	"atoll/internal/errs"
+	"atoll/internal/reconcile"
 	"atoll/internal/store"
 	"atoll/internal/tunnel"
 )
@@ -65,6 +70,11 @@ func newWorld(t testing.TB, cpu int64) *world {
 	id.Name = "isle1"
 	w.put(id)
 	w.wait.Go(func() { w.run(ctx) })
+	eng := reconcile.New(w.Mem, clock.Real{}, slog.New(slog.DiscardHandler), reconcile.Events{})
+	for _, c := range workload.All(clock.Real{}) {
+		eng.Add(c, 1)
+	}
+	w.wait.Go(func() { _ = eng.Run(ctx) })
 	t.Cleanup(w.close)
 	return w
 }
@@ -110,12 +120,20 @@ func (w *world) stamp(o api.Object) {
 		now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 		m.CreatedAt = &now
 		m.Generation = 1
+		if d, _ := api.Lookup(string(o.ObjectKind())); slices.Contains(d.Finalizers, api.FinalizerWorkload) {
+			m.Finalizers = d.Finalizers
+		}
 	}
 }
 
-// Commit stamps what is new, as the server does.
+// Commit stamps what is new, as the server does, and counts changes of a workload's spec.
 func (w *world) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 	for i, op := range ops {
+		if op.Verb == store.Put && op.Object.Metadata().UID != "" && slices.Contains(op.Object.Metadata().Finalizers, api.FinalizerWorkload) {
+			ops[i].Object = api.Clone(op.Object)
+			ops[i].Object.Metadata().Generation++
+			continue
+		}
 		if op.Verb == store.Put && op.Object.Metadata().UID == "" {
 			ops[i].Object = api.Clone(op.Object)
 			w.stamp(ops[i].Object)
@@ -157,11 +175,12 @@ func (w *world) Delete(ctx context.Context, ref api.Ref, rev int64) error {
 		if err != nil {
 			return err
 		}
-		if in, ok := o.(*api.Instance); ok {
-			in = api.Clone(in)
+		_, in := o.(*api.Instance)
+		if in || len(o.Metadata().Finalizers) > 0 {
+			o = api.Clone(o)
 			now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-			in.DeletedAt = &now
-			if _, err = w.Commit(ctx, store.Update(in)); errors.Is(err, errs.Conflict) {
+			o.Metadata().DeletedAt = &now
+			if _, err = w.Commit(ctx, store.Update(o)); errors.Is(err, errs.Conflict) {
 				continue
 			}
 			return err
@@ -239,14 +258,14 @@ func (w *world) actOnce(ctx context.Context, in *api.Instance) error {
 			return nil
 		}
 	}
-	was, before := in.Status.State, api.Clone(in)
+	was, before, start := in.Status.State, api.Clone(in), false
 	in.Status.Node, in.Status.Generation = "isle1", in.Generation
 	switch {
 	case in.Spec.Stopped:
 		if p != nil {
 			p.end(0)
 		}
-		in.Status.State = api.StateStopped
+		in.Status.State, in.Status.Reason = api.StateStopped, "Stopped"
 	case p == nil || in.Status.RestartsIn < in.Spec.Restarts:
 		if p != nil {
 			p.end(137)
@@ -255,18 +274,22 @@ func (w *world) actOnce(ctx context.Context, in *api.Instance) error {
 		in.Status.Starts++
 		now := time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC)
 		in.Status.State, in.Status.StartedAt, in.Status.Address = api.StateRunning, &now, "10.88.0.2"
-		w.launch(ctx, in)
-	case p.over() && was == api.StateStopped:
-		in.Status.State = api.StateRunning
-		w.launch(ctx, in)
+		start = true
+	case p.over() && was == api.StateStopped && in.Status.Reason == "Stopped": // what ended by itself stays ended
+		in.Status.State, in.Status.Reason = api.StateRunning, ""
+		start = true
 	default:
 		return nil
 	}
-	if verb.Same(before, in) {
-		return nil
+	if !verb.Same(before, in) {
+		if _, err = w.Mem.Commit(ctx, store.Update(in)); err != nil {
+			return err
+		}
 	}
-	_, err = w.Mem.Commit(ctx, store.Update(in))
-	return err
+	if start { // what ends at once must not end before it was said to run
+		w.launch(ctx, in)
+	}
+	return nil
 }
 
 // decide is a scheduler of one node.

@@ -11,6 +11,7 @@ import (
 	"atoll/api"
 	"atoll/internal/clock"
 	"atoll/internal/control/host"
+	"atoll/internal/control/workload"
 	"atoll/internal/policy"
 	"atoll/internal/reconcile"
 )
@@ -43,6 +44,7 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	}
 	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off}),
 		host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce})}
+	all = append(all, workload.All(d.Clock)...)
 	if d.Members.Group != nil {
 		all = append(all, host.NewMembers(d.Members))
 	}

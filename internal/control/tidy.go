@@ -14,8 +14,8 @@ import (
 	"atoll/internal/store"
 )
 
-// Tidy removes what has served its time: events that are old or too many, images and
-// budgets of tenants that are gone, and tokens that expired long ago.
+// Tidy removes what has served its time: events that are old or too many, images, budgets
+// and workloads of tenants that are gone, and tokens that expired long ago.
 type Tidy struct {
 	clock clock.Clock
 }
@@ -38,9 +38,13 @@ func (t *Tidy) Watches() []api.Selector {
 	return []api.Selector{{Kind: api.KindTenant}, {Kind: api.KindToken}, {Kind: api.KindJoinToken}}
 }
 
+// left is what tenants leave behind. A workload of a tenant that is gone has no instances:
+// a tenant with instances cannot be removed.
+var left = []api.Kind{api.KindImage, api.KindDisruptionBudget, api.KindDeployment, api.KindRevision, api.KindJob, api.KindCronJob}
+
 // Owns events, tokens, and what tenants leave behind.
 func (t *Tidy) Owns() []api.Kind {
-	return []api.Kind{api.KindEvent, api.KindToken, api.KindJoinToken, api.KindImage, api.KindDisruptionBudget}
+	return append([]api.Kind{api.KindEvent, api.KindToken, api.KindJoinToken}, left...)
 }
 
 // Reconcile looks at one tenant's events, or at one token.
@@ -72,7 +76,7 @@ func (t *Tidy) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (recon
 
 // forgetAll removes what a tenant that is gone has left.
 func forgetAll(ctx context.Context, s store.Store, tenant string) error {
-	for _, k := range []api.Kind{api.KindImage, api.KindDisruptionBudget} {
+	for _, k := range left {
 		list, _, err := s.List(ctx, api.Selector{Kind: k, Tenant: tenant})
 		if err != nil {
 			return fmt.Errorf("list %s of %s: %w", k, tenant, err)

@@ -93,6 +93,8 @@ func typeName(t reflect.Type) string {
 		return "duration"
 	case t == reflect.TypeFor[api.Resources]():
 		return "resources"
+	case t == reflect.TypeFor[api.Share]():
+		return "share"
 	}
 	switch t.Kind() {
 	case reflect.Pointer:

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"io"
 	"maps"
 	"reflect"
@@ -14,7 +13,6 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/errs"
 	"atoll/internal/server/name"
-	"atoll/internal/store"
 )
 
 func (s *Server) now() time.Time { return s.Clock.Now().UTC().Round(time.Millisecond) }
@@ -75,6 +73,8 @@ func (c *call) grantCreate(o api.Object) error {
 			return err
 		}
 		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
+	case *api.Deployment, *api.Job, *api.CronJob:
+		return c.grantWorkload(o)
 	case *api.DisruptionBudget:
 		return c.roomForBudget(o)
 	case *api.Image:
@@ -103,40 +103,27 @@ func (c *call) mayShare(shared bool) error {
 	return nil
 }
 
-// maxBudgets bounds the budgets of a tenant: whoever makes room looks at all of them.
-const maxBudgets = 100
-
 func (c *call) roomForBudget(b *api.DisruptionBudget) error {
 	if _, err := c.Store.Get(c.r.Context(), api.Ref{Kind: api.KindTenant, Name: b.Tenant}); err != nil {
 		return err
 	}
-	list, _, err := c.Store.List(c.r.Context(), api.Selector{Kind: api.KindDisruptionBudget, Tenant: b.Tenant, Limit: maxBudgets})
+	list, _, err := c.Store.List(c.r.Context(), api.Selector{Kind: api.KindDisruptionBudget, Tenant: b.Tenant, Limit: api.MaxBudgets})
 	if err != nil {
 		return err
 	}
-	if len(list) >= maxBudgets {
-		return errs.New(errs.Quota, "tenant %s has %d disruption budgets, the most there may be", b.Tenant, maxBudgets).WithHint("one budget may name many instances by their labels; remove those that are not needed")
+	if len(list) >= api.MaxBudgets {
+		return errs.New(errs.Quota, "tenant %s has %d disruption budgets, the most there may be", b.Tenant, api.MaxBudgets).WithHint("one budget may name many instances by their labels; remove those that are not needed")
 	}
 	return nil
 }
 
 // mayRank: the class must exist; one that takes the place of others needs a right.
 func (c *call) mayRank(in *api.Instance) error {
-	if in.Spec.Priority == "" {
-		return nil
+	preempts, err := c.rank(in.Tenant, "instance "+in.Name, "spec", in.Spec.Priority)
+	if preempts {
+		in.Spec.Queue = true // a full pool is no reason to refuse it: it makes room
 	}
-	class, err := store.Get[*api.PriorityClass](c.r.Context(), c.Store, api.Ref{Kind: api.KindPriorityClass, Name: in.Spec.Priority})
-	if errors.Is(err, errs.NotFound) {
-		return errs.InvalidFields("instance "+in.Name, []errs.Field{{Field: "spec.priorityClass", Value: clip(in.Spec.Priority), Rule: "must be a PriorityClass of the pool (atoll get priorityclasses)", Example: "normal"}})
-	}
-	if err != nil {
-		return err
-	}
-	if !class.Spec.Preempt {
-		return nil
-	}
-	in.Spec.Queue = true // a full pool is no reason to refuse it: it makes room
-	return c.Auth.Grants(c.id, in.Tenant, []string{"priority:" + class.Name})
+	return err
 }
 
 // mayMake: who says which host account a user is could become that user, so they
@@ -248,6 +235,9 @@ func (c *call) prepareUpdate(old, next api.Object) (n api.Object, changed bool, 
 	}
 	copyPart(n, next, "Spec")
 	c.noteMaintenance(old, n)
+	if err := c.rollBack(n); err != nil {
+		return nil, false, err
+	}
 	if err := api.Check(n); err != nil {
 		return nil, false, err
 	}
@@ -287,6 +277,8 @@ func (c *call) grantUpdate(old, n api.Object) error {
 			n.Spec.ExpiresAt = old.(*api.JoinToken).Spec.ExpiresAt
 		}
 		return c.desk.Expiry(n)
+	case *api.Deployment, *api.Job, *api.CronJob:
+		return c.updateWorkload(old, n)
 	case *api.Token:
 		o := old.(*api.Token)
 		if n.Spec.User != o.Spec.User {

@@ -96,6 +96,9 @@ type kindOf struct {
 	levels [3]*level // how they use cpu, memory and gpu; nil: half
 }
 
+// byController is the kind of all that deployments and jobs make.
+var byController = &kindOf{name: "workload"}
+
 // account is a tenant in the books.
 type account struct {
 	name         string
@@ -216,9 +219,15 @@ func (b *books) expect(in *api.Instance, k *kindOf) *rec {
 
 func (b *books) instance(o *api.Instance, deleted bool) {
 	r := b.byUID[o.UID]
+	if r == nil && !deleted && o.Owner != nil {
+		r = b.expect(o, byController) // a controller wants it, and does not say so before
+	}
 	if r == nil {
 		b.violate("%s came from nowhere", api.RefOf(o))
 		return
+	}
+	if o.Owner != nil && o.DeletedAt != nil && !r.asked {
+		r.asked, r.removal = true, b.now
 	}
 	b.touch(r)
 	if deleted {

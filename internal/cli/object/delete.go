@@ -11,6 +11,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/cli/conn"
+	"atoll/internal/cli/parse"
 	"atoll/internal/cli/render"
 	"atoll/internal/cli/verb"
 	"atoll/internal/errs"
@@ -24,6 +25,7 @@ type deleteOptions struct {
 	labels        string
 	all, now, yes bool
 	missing       bool
+	cascade       string
 }
 
 // Delete removes objects.
@@ -33,11 +35,13 @@ func Delete() verb.Def {
 		Use: "delete KIND/NAME… | KIND NAME… | KIND -l … | -f FILE", Group: verb.GroupObject, Aliases: []string{"rm"}, Max: -1,
 		Short: "Remove objects",
 		Long: `Delete asks for removal and waits until all is cleaned up. An instance is asked to
-end first (--now kills it at once). What is not there is an error, unless
+end first (--now kills it at once). What a deployment, job or cron job made goes with
+it; --cascade orphan leaves it. What is not there is an error, unless
 --ignore-not-found is given.`,
 		Example: `  atoll delete instance/web instance/db
   atoll delete instances -l app=web --now
   atoll delete instances --all --tenant demo
+  atoll delete deployment/web --cascade orphan     its instances run on
   atoll delete -f web.yaml`,
 		Flags: o.flags, Run: o.run, Complete: verb.CompleteObjects,
 	}
@@ -51,6 +55,7 @@ func (o *deleteOptions) flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.now, "now", false, "kill instances at once instead of asking them to end")
 	fs.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	fs.BoolVar(&o.missing, "ignore-not-found", false, "what is not there is fine")
+	fs.StringVar(&o.cascade, "cascade", "delete", "what a deployment, job or cron job made: delete, or orphan to leave it")
 	o.Waiting.Flags(fs, "it is gone", true)
 }
 
@@ -63,10 +68,43 @@ func (o *deleteOptions) run(ctx context.Context, c *verb.Call) error {
 		c.Note("nothing to delete")
 		return nil
 	}
+	if err := o.mayOrphan(objs); err != nil {
+		return err
+	}
 	if err := o.ask(c, objs); err != nil {
 		return err
 	}
+	if o.cascade == api.CascadeOrphan {
+		for i, obj := range objs {
+			objs[i], err = verb.Update(ctx, c, obj, func(obj api.Object) {
+				m := obj.Metadata()
+				m.Annotations = verb.With(m.Annotations, api.AnnotationCascade, api.CascadeOrphan)
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
 	return deleteAll(ctx, c, objs, o.now, o.Waiting)
+}
+
+// mayOrphan: only what makes others can leave them.
+func (o *deleteOptions) mayOrphan(objs []api.Object) error {
+	switch o.cascade {
+	case "", "delete":
+		return nil
+	case api.CascadeOrphan:
+	default:
+		return parse.BadFlag("cascade", o.cascade, "must be delete or orphan", "orphan")
+	}
+	for _, obj := range objs {
+		switch obj.(type) {
+		case *api.Deployment, *api.Job, *api.CronJob:
+		default:
+			return errs.New(errs.Invalid, "%s makes nothing that could be left", render.ShortRef(obj)).WithHint("--cascade orphan is for deployments, jobs and cron jobs")
+		}
+	}
+	return nil
 }
 
 // read finds what is to go.

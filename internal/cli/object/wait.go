@@ -27,11 +27,16 @@ func Wait() verb.Def {
 	return verb.Def{
 		Use: "wait KIND/NAME… --for WHAT", Group: verb.GroupObject, Max: -1,
 		Short: "Wait until objects are as they should be",
-		Long: `What to wait for: running, stopped, healthy, deleted, ready (nodes), or
-condition=TYPE for a condition of that type to hold.`,
-		Example: "  atoll wait instance/web --for healthy --timeout 30s\n  atoll wait instances -l app=web --for deleted",
+		Long: `What to wait for: running, stopped, healthy (instances), ready (nodes; deployments:
+rolled out), available (deployments), complete, failed (jobs), deleted, or
+condition=TYPE for a condition of that type to hold. A job that ended the other way
+is an error at once.`,
+		Example: `  atoll wait instance/web --for healthy --timeout 30s
+  atoll wait deployment/web --for available
+  atoll wait job/sum --for complete --timeout 1h
+  atoll wait instances -l app=web --for deleted`,
 		Flags: func(fs *pflag.FlagSet) {
-			fs.StringVar(&o.want, "for", "running", "running, stopped, healthy, deleted, ready or condition=TYPE")
+			fs.StringVar(&o.want, "for", "running", "running, stopped, healthy, ready, available, complete, failed, deleted or condition=TYPE")
 			fs.StringVarP(&o.labels, "selector", "l", "", "those with these labels")
 			fs.DurationVar(&o.timeout, "timeout", verb.DefaultTimeout, "how long to wait at most")
 		},
@@ -99,7 +104,7 @@ func (o *waitOptions) condition() (func(api.Object, bool) (bool, error), error) 
 		return func(obj api.Object, _ bool) (bool, error) {
 			for _, cond := range verb.Conditions(obj) {
 				if strings.EqualFold(cond.Type, typ) {
-					return cond.Status, nil
+					return cond.Status && verb.Current(obj), nil
 				}
 			}
 			return false, nil
@@ -121,12 +126,38 @@ func (o *waitOptions) condition() (func(api.Object, bool) (bool, error), error) 
 		}), nil
 	case "ready":
 		return func(obj api.Object, _ bool) (bool, error) {
-			n, ok := obj.(*api.Node)
-			if !ok {
-				return false, errs.New(errs.Invalid, "only nodes can be ready")
+			switch o := obj.(type) {
+			case *api.Node:
+				return o.Ready(), nil
+			case *api.Deployment:
+				return o.RolledOut(), nil
 			}
-			return n.Ready(), nil
+			return false, errs.New(errs.Invalid, "only nodes and deployments can be ready")
 		}, nil
+	case "available":
+		return func(obj api.Object, _ bool) (bool, error) {
+			d, ok := obj.(*api.Deployment)
+			if !ok {
+				return false, errs.New(errs.Invalid, "only deployments can be available")
+			}
+			c := api.FindCondition(d.Status.Conditions, api.ConditionAvailable)
+			return c != nil && c.Status && verb.Current(d), nil
+		}, nil
+	case "complete", "failed":
+		return o.jobEnded, nil
 	}
-	return nil, parse.BadFlag("for", o.want, "must be running, stopped, healthy, deleted, ready or condition=TYPE", "running")
+	return nil, parse.BadFlag("for", o.want, "must be running, stopped, healthy, ready, available, complete, failed, deleted or condition=TYPE", "running")
+}
+
+// jobEnded waits for one end of a job; the other is an error.
+func (o *waitOptions) jobEnded(obj api.Object, _ bool) (bool, error) {
+	j, ok := obj.(*api.Job)
+	if !ok {
+		return false, errs.New(errs.Invalid, "only jobs can be %s", o.want)
+	}
+	end := j.Finished()
+	if end != "" && !strings.EqualFold(end, o.want) {
+		return false, errs.New(errs.Conflict, "%s is %s: %s", render.ShortRef(j), strings.ToLower(end), j.Status.Message)
+	}
+	return end != "", nil
 }

@@ -186,6 +186,22 @@ func Conditions(o api.Object) []api.Condition {
 		return o.Status.Conditions
 	case *api.Tenant:
 		return o.Status.Conditions
+	case *api.Deployment:
+		return o.Status.Conditions
+	case *api.Job:
+		return o.Status.Conditions
 	}
 	return nil
+}
+
+// Current reports whether the status of a workload is about its present spec; of other
+// kinds that is not said.
+func Current(o api.Object) bool {
+	switch o := o.(type) {
+	case *api.Deployment:
+		return o.Status.Observed >= o.Generation
+	case *api.Job:
+		return o.Status.Observed >= o.Generation
+	}
+	return true
 }

@@ -135,7 +135,14 @@ func (r *Route) Sample() any {
 const exampleReference = "registry.example.com/team/app:1.4"
 
 func exampleSpec(k api.Kind) obj {
+	template := obj{"labels": obj{"app": "web"}, "spec": obj{"image": "busybox"}}
 	switch k {
+	case api.KindDeployment:
+		return obj{"replicas": 3, "template": template}
+	case api.KindJob:
+		return obj{"completions": 4, "parallelism": 2, "template": template}
+	case api.KindCronJob:
+		return obj{"schedule": "30 2 * * *", "job": obj{"spec": obj{"template": template}}}
 	case api.KindTenant:
 		return obj{"guarantee": obj{"cpu": "1", "memory": "2Gi"}, "limit": obj{"cpu": "4", "memory": "8Gi"}}
 	case api.KindUser:

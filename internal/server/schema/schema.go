@@ -59,6 +59,8 @@ func typed(t string, children []explain.Field) Object {
 		return Object{"type": "string", "format": "go-duration"}
 	case "time":
 		return Object{"type": "string", "format": "date-time"}
+	case "share":
+		return Object{"type": []string{"integer", "string"}, "pattern": "^[0-9]+%?$"}
 	case "quantity":
 		return Object{"$ref": "#/components/schemas/Quantity"}
 	case "object", "resources":
