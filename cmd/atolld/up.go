@@ -26,6 +26,7 @@ import (
 	"atoll/internal/control"
 	"atoll/internal/driver"
 	"atoll/internal/errs"
+	"atoll/internal/fence/bmc"
 	"atoll/internal/metrics"
 	"atoll/internal/policy"
 	"atoll/internal/reconcile"
@@ -111,7 +112,7 @@ func runUp(ctx context.Context, args []string) error {
 	}
 	ca := auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
 	srv := server.New(server.Deps{Store: st, Auth: auth.New(clk, auth.Config{}), CA: ca, Hub: hub, Clock: clk, Rand: rand.Reader, Log: log,
-		Lists: cache, Base: base, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log)}, server.Config{Socket: c.Socket, TLSAddr: c.Listen, Hosts: []string{c.Node}})
+		Lists: cache, Base: base, Power: func(b api.BMC) (bmc.Power, error) { return bmc.Open(b, bmc.Dir) }, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log)}, server.Config{Socket: c.Socket, TLSAddr: c.Listen, Hosts: []string{c.Node}})
 
 	// The API answers when the node is known: the first call may ask for its capacity.
 	if err := a.Start(gctx); err != nil {

@@ -234,16 +234,18 @@ func errKinds() []errs.Kind {
 
 func (s *Server) schemas() (obj, error) {
 	out := obj{
-		"Quantity":    obj{"type": "string", "description": "an amount: 500m, 2, 512Mi, 10G", "pattern": `^[0-9.]+(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$`},
-		"Problem":     schema.FromGo(reflect.TypeFor[Problem]()),
-		"Version":     schema.FromGo(reflect.TypeFor[Version]()),
-		"WhoAmI":      schema.FromGo(reflect.TypeFor[WhoAmI]()),
-		"Commit":      schema.FromGo(reflect.TypeFor[CommitRequest]()),
-		"Committed":   schema.FromGo(reflect.TypeFor[Committed]()),
-		"UsageReport": schema.FromGo(reflect.TypeFor[api.UsageReport]()),
-		"PlanRequest": schema.FromGo(reflect.TypeFor[api.PlanRequest]()),
-		"PlanAnswer":  schema.FromGo(reflect.TypeFor[api.PlanAnswer]()),
-		"List":        schema.List(obj{"type": "object", "description": "an object of any kind"}),
+		"Quantity":     obj{"type": "string", "description": "an amount: 500m, 2, 512Mi, 10G", "pattern": `^[0-9.]+(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$`},
+		"Problem":      schema.FromGo(reflect.TypeFor[Problem]()),
+		"Version":      schema.FromGo(reflect.TypeFor[Version]()),
+		"WhoAmI":       schema.FromGo(reflect.TypeFor[WhoAmI]()),
+		"Commit":       schema.FromGo(reflect.TypeFor[CommitRequest]()),
+		"Committed":    schema.FromGo(reflect.TypeFor[Committed]()),
+		"UsageReport":  schema.FromGo(reflect.TypeFor[api.UsageReport]()),
+		"PlanRequest":  schema.FromGo(reflect.TypeFor[api.PlanRequest]()),
+		"PowerRequest": schema.FromGo(reflect.TypeFor[api.PowerRequest]()),
+		"PowerAnswer":  schema.FromGo(reflect.TypeFor[api.PowerAnswer]()),
+		"PlanAnswer":   schema.FromGo(reflect.TypeFor[api.PlanAnswer]()),
+		"List":         schema.List(obj{"type": "object", "description": "an object of any kind"}),
 		"WatchLine": obj{"type": "object", "required": []string{"type", "revision"}, "properties": obj{
 			"type":     obj{"type": "string", "enum": []string{"put", "delete", "ping", "error"}},
 			"revision": obj{"type": "integer", "description": "where to go on with rev"},

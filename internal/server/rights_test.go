@@ -361,7 +361,7 @@ func TestOpenAPIExamples(t *testing.T) {
 	f := newFixture(t, Config{})
 	f.put(user0("ci"), user0("chen"))
 	for _, rt := range f.routes {
-		if rt.Method != "POST" || rt.Def == nil {
+		if rt.Method != "POST" || rt.Def == nil || strings.Contains(rt.Path, "{") { // what is about one object needs that object
 			continue
 		}
 		b, err := json.Marshal(rt.example())

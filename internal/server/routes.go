@@ -78,7 +78,7 @@ var (
 
 // table lists every route.
 func (s *Server) table() []*Route {
-	out := append(s.commonRoutes(), s.planRoute())
+	out := append(s.commonRoutes(), s.planRoute(), s.powerRoute())
 	for _, d := range api.Definitions() {
 		out = append(out, s.kindRoutes(d)...)
 	}

@@ -20,8 +20,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"atoll/api"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
+	"atoll/internal/fence/bmc"
 	"atoll/internal/metrics"
 	"atoll/internal/plan"
 	"atoll/internal/policy"
@@ -45,6 +47,9 @@ type Deps struct {
 	// Chain is what the pool places by, for plans; none: no plans.
 	Chain policy.Chain
 	Keep  policy.Keep // what placement keeps of the pool
+
+	// Power switches hosts by their management controllers, with the credentials on this server; none: not here.
+	Power func(api.BMC) (bmc.Power, error)
 
 	// Lists gives objects as JSON, for lists; default: Store, where it can. Needed
 	// when Store is a decorator that hides the store.Cache below it.
