@@ -10,9 +10,6 @@ import (
 	"atoll/internal/fence/bmc"
 )
 
-// powerTimeout is how long a management controller may take, within the time for an answer.
-const powerTimeout = 50 * time.Second
-
 func (s *Server) powerRoute() *Route {
 	return &Route{Method: "POST", Path: "/v1/nodes/{name}/power", ID: "powerNode",
 		Doc:  "Switches a host by its management controller, or looks, and answers what the controller says in the end. Off cuts the power at once.",
@@ -51,23 +48,11 @@ func (c *call) power() error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(c.r.Context(), powerTimeout)
+	ctx, cancel := context.WithTimeout(c.r.Context(), 50*time.Second) // less than an answer may take
 	defer cancel()
-	a := api.PowerAnswer{Node: n.Name, State: req.State}
-	switch req.State {
-	case "on":
-		err = p.On(ctx)
-	case "off":
-		err = p.Off(ctx)
-	case "status":
-		var st bmc.State
-		st, err = p.State(ctx)
-		a.State = string(st)
-	default:
-		err = errs.InvalidFields("power", []errs.Field{{Field: "state", Value: clip(req.State), Rule: "must be on, off or status", Example: "status"}})
-	}
+	st, err := bmc.Do(ctx, p, req.State)
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, a)
+	return c.json(http.StatusOK, api.PowerAnswer{Node: n.Name, State: string(st)})
 }

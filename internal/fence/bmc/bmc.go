@@ -42,6 +42,19 @@ type Power interface {
 	State(ctx context.Context) (State, error)
 }
 
+// Do does what a person asks, on, off or status, and says how the host is then.
+func Do(ctx context.Context, p Power, what string) (State, error) {
+	switch what {
+	case "on":
+		return On, p.On(ctx)
+	case "off":
+		return Off, p.Off(ctx)
+	case "status":
+		return p.State(ctx)
+	}
+	return Unknown, errs.InvalidFields("power", []errs.Field{{Field: "state", Value: what[:min(len(what), 80)], Rule: "must be on, off or status", Example: "status"}})
+}
+
 // Dir is where the credentials are on a server.
 const Dir = "/etc/atoll/bmc"
 
