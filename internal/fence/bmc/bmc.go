@@ -239,7 +239,7 @@ func (p *power) become(ctx context.Context, want State) error {
 	if last != nil {
 		e = errs.New(errs.Timeout, "the management controller at %s was told to switch its host %s, and %s later it reads %s: %w", p.address, want, p.t.Settle, st, last)
 	}
-	return e.WithHint("look at the host itself, or at its controller's log; only when it is certainly off: atoll node fence")
+	return e.WithHint("look at the host itself, or at its controller's log; nothing of it may be started elsewhere before it is certainly off")
 }
 
 // step names where a conversation failed, and what to check.
