@@ -61,6 +61,18 @@ type BMC struct {
 	Insecure    bool   `json:"insecure,omitempty" doc:"do not check its certificate"`
 }
 
+// PowerRequest asks a server to switch a host by its management controller: POST
+// /v1/nodes/{name}/power. It is not stored.
+type PowerRequest struct {
+	State string `json:"state" doc:"on; off: at once, without asking the system on it; status: only look" enum:"on|off|status"`
+}
+
+// PowerAnswer is what the management controller said in the end.
+type PowerAnswer struct {
+	Node  string `json:"node" doc:"name of the host"`
+	State string `json:"state" doc:"what its management controller reads" enum:"on|off|between|unknown"`
+}
+
 // Overcommit is how much CPU a host promises for what it has, in percent, by class.
 type Overcommit struct {
 	Guaranteed int `json:"guaranteed,omitempty" doc:"100 to 115" default:"100" example:"110"`

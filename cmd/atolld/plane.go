@@ -67,7 +67,7 @@ func openPlane(ctx context.Context, c config, peers etcdstore.Peers, clk clock.C
 	fresh := store.NewFresh(p.st, p.cache, p.shared)
 	p.srv = server.New(server.Deps{Store: fresh, Auth: auth.New(clk, auth.Config{}), CA: p.ca, Hub: p.hub, Clock: clk, Rand: rand.Reader, Log: log,
 		Lists: fresh, Base: base, Group: base, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log),
-		NodeStream: p.nodeStream}, serverConfig(c))
+		NodeStream: p.nodeStream, Power: func(b api.BMC) (bmc.Power, error) { return bmc.Open(b, bmc.Dir) }}, serverConfig(c))
 	p.usage = p.srv.Usage
 	return p, nil
 }
@@ -126,12 +126,9 @@ func (p *plane) nodeStream(ctx context.Context, node string, h tunnel.Header, s 
 	return lease.Serve(ctx, node, p.keeper.Load, s)
 }
 
-// bmcCredentials is where servers find the users and passwords of management controllers.
-const bmcCredentials = "/etc/atoll/bmc"
-
 // switchOff switches a lost host off by its management controller.
 func switchOff(ctx context.Context, n *api.Node) error {
-	b, err := bmc.Open(*n.Spec.BMC, bmcCredentials)
+	b, err := bmc.Open(*n.Spec.BMC, bmc.Dir)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-
 	"atoll/api"
 	"atoll/cmd/atolld/builtin"
 	"atoll/internal/auth"

@@ -679,6 +679,14 @@ func (w *world) Plan(context.Context, string, api.PlanRequest) (api.PlanAnswer, 
 	return api.PlanAnswer{}, errs.New(errs.Unsupported, "no plans here")
 }
 
+// Power finds no management controller.
+func (w *world) Power(ctx context.Context, node string, _ api.PowerRequest) (api.PowerAnswer, error) {
+	if _, err := w.Get(ctx, api.Ref{Kind: api.KindNode, Name: node}); err != nil {
+		return api.PowerAnswer{}, err
+	}
+	return api.PowerAnswer{}, errs.New(errs.Conflict, "node %s has no management controller", node)
+}
+
 // WhoAmI is root.
 func (w *world) WhoAmI(context.Context) (conn.Identity, error) {
 	return conn.Identity{User: "root", Admin: true}, nil

@@ -38,7 +38,7 @@ type Config struct {
 	// it need not answer yet. See Spawn.
 	Start func() error
 	// Margin is how long before the end of the lease the watchdog begins: killing takes time, and
-	// what it kills must be gone by the end. Default 250 ms.
+	// what it kills must be gone by the end. Default 400 ms.
 	Margin time.Duration
 	Clock  clock.Clock
 	Log    *slog.Logger
@@ -46,9 +46,9 @@ type Config struct {
 	OnFenced func()
 }
 
-// DefaultMargin is what the watchdog is given to empty the groups: measured, it needs a
-// tenth of it (see docs/fencing.md).
-const DefaultMargin = 250 * time.Millisecond
+// DefaultMargin is what the watchdog is given to empty the groups: measured on a machine with
+// far too much to do, it needs half of it (see docs/fencing.md).
+const DefaultMargin = 400 * time.Millisecond
 
 // Patience with a watchdog that was started, and with one that is asked.
 const (

@@ -55,8 +55,9 @@ type watchdog struct {
 
 	mu      sync.Mutex
 	guard   guard
-	dying   []string // groups that were not empty after the first blow
-	leaving bool     // it was told to end and does so when what it guards has
+	dying   []string      // groups that were not empty after the first blow
+	tick    time.Duration // when loop looks at these again; frames that come in must not put it off
+	leaving bool          // it was told to end and does so when what it guards has
 	ended   bool
 	serial  int64
 	conns   map[net.Conn]bool
@@ -204,7 +205,8 @@ func (w *watchdog) loop() error {
 			w.mu.Unlock()
 			return nil
 		}
-		err := w.arm(now)
+		w.tick = now + again
+		err := w.arm()
 		w.mu.Unlock()
 		if err == nil {
 			err = w.timer.Wait()
@@ -216,10 +218,10 @@ func (w *watchdog) loop() error {
 }
 
 // arm sets the timer for whatever comes next; w.mu is held.
-func (w *watchdog) arm(now time.Duration) error {
+func (w *watchdog) arm() error {
 	next := w.guard.next()
 	if len(w.dying) > 0 || w.leaving {
-		next = min(next, now+again)
+		next = min(next, w.tick)
 	}
 	return w.timer.Set(max(next, 1))
 }
@@ -298,8 +300,8 @@ func (w *watchdog) again() {
 func (w *watchdog) leave() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.leaving = true
-	_ = w.arm(boot.Now()) // loop says when the timer is broken
+	w.leaving, w.tick = true, boot.Now()
+	_ = w.arm() // loop says when the timer is broken
 }
 
 // leaveIfEmpty lets it go when all that it guards has ended by itself, as when the host
@@ -423,12 +425,12 @@ func (w *watchdog) answer(k kind, body []byte, n int64) (State, error) {
 		if len(w.guard.items) > 0 {
 			return State{}, errs.New(errs.Conflict, "%d instances are guarded", len(w.guard.items))
 		}
-		w.leaving = true
+		w.leaving, w.tick = true, now
 	}
 	if err != nil {
 		return State{}, err
 	}
-	return w.guard.state(os.Getpid()), w.arm(now)
+	return w.guard.state(os.Getpid()), w.arm()
 }
 
 // say logs without ever waiting for whoever reads the log.

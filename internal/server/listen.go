@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"atoll/api"
 	"atoll/internal/errs"
 	"atoll/internal/server/door"
 	"atoll/internal/store"
@@ -36,7 +35,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	loaded := make(chan struct{})
-	g.Go(func() error { return s.follow(ctx, loaded) })
+	g.Go(func() error { return s.picture.Follow(ctx, loaded) })
 	g.Go(func() error {
 		select {
 		case <-loaded:
@@ -154,70 +153,8 @@ func (s *Server) identify(c net.Conn) *connInfo {
 	return &connInfo{cred: door.Account(c)}
 }
 
-const followRetry = 200 * time.Millisecond
-
-// follow keeps package auth's picture of users, roles, bindings and tokens current.
-func (s *Server) follow(ctx context.Context, loaded chan<- struct{}) error {
-	first := true
-	for {
-		revs, err := s.loadAuth(ctx)
-		if err == nil {
-			if first {
-				close(loaded)
-				first = false
-			}
-			err = s.watchAuth(ctx, revs)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil && !errors.Is(err, errs.Compacted) {
-			s.Log.Warn("following users and roles", slog.Any("error", err))
-		}
-		if s.Clock.Sleep(ctx, followRetry) != nil {
-			return nil
-		}
-	}
-}
-
 // LoadAuth reads the users, roles, bindings and tokens once, for a server that is not Run.
-func (s *Server) LoadAuth(ctx context.Context) error {
-	_, err := s.loadAuth(ctx)
-	return err
-}
-
-func (s *Server) loadAuth(ctx context.Context) (map[api.Kind]int64, error) {
-	var all []api.Object
-	revs := map[api.Kind]int64{}
-	for _, k := range authKinds() {
-		objs, rev, err := s.Store.List(ctx, api.Selector{Kind: k})
-		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", k, err)
-		}
-		all, revs[k] = append(all, objs...), rev
-	}
-	s.Auth.Reset(all)
-	return revs, nil
-}
-
-func (s *Server) watchAuth(ctx context.Context, revs map[api.Kind]int64) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for k, rev := range revs {
-		g.Go(func() error {
-			return s.Store.Watch(ctx, api.Selector{Kind: k}, rev, func(ev store.Event) error {
-				s.learn(ev)
-				return nil
-			})
-		})
-	}
-	return g.Wait()
-}
+func (s *Server) LoadAuth(ctx context.Context) error { return s.picture.Load(ctx) }
 
 // learn tells package auth of one change.
-func (s *Server) learn(ev store.Event) {
-	if ev.Deleted {
-		s.Auth.Delete(api.RefOf(ev.Object), ev.Rev)
-		return
-	}
-	s.Auth.Put(ev.Object)
-}
+func (s *Server) learn(ev store.Event) { s.picture.Learn(ev) }

@@ -80,7 +80,7 @@ var (
 
 // table lists every route.
 func (s *Server) table() []*Route {
-	out := append(append(s.commonRoutes(), s.planRoute()), s.joinRoutes()...)
+	out := append(append(s.commonRoutes(), s.planRoute(), s.powerRoute()), s.joinRoutes()...)
 	for _, d := range api.Definitions() {
 		out = append(out, s.kindRoutes(d)...)
 	}
@@ -228,6 +228,7 @@ func (s *Server) document() ([]byte, error) {
 		"JoinInfo": reflect.TypeFor[api.JoinInfo](), "JoinRequest": reflect.TypeFor[api.JoinRequest](), "RenewRequest": reflect.TypeFor[api.RenewRequest](),
 		"JoinAnswer": reflect.TypeFor[api.JoinAnswer](), "Revocation": reflect.TypeFor[api.Revocation](),
 		"TakePartRequest": reflect.TypeFor[api.TakePartRequest](), "TakePartAnswer": reflect.TypeFor[api.TakePartAnswer](),
+		"PowerRequest": reflect.TypeFor[api.PowerRequest](), "PowerAnswer": reflect.TypeFor[api.PowerAnswer](),
 		"PlanRequest": reflect.TypeFor[api.PlanRequest](), "PlanAnswer": reflect.TypeFor[api.PlanAnswer](),
 	})
 }

@@ -23,11 +23,13 @@ import (
 	"atoll/api"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
+	"atoll/internal/fence/bmc"
 	"atoll/internal/metrics"
 	"atoll/internal/plan"
 	"atoll/internal/policy"
 	"atoll/internal/server/enroll"
 	"atoll/internal/server/once"
+	"atoll/internal/server/picture"
 	"atoll/internal/store"
 	"atoll/internal/tunnel"
 )
@@ -52,6 +54,9 @@ type Deps struct {
 	// Chain is what the pool places by, for plans; none: no plans.
 	Chain policy.Chain
 	Keep  policy.Keep // what placement keeps of the pool
+
+	// Power switches hosts by their management controllers, with the credentials on this server; none: not here.
+	Power func(api.BMC) (bmc.Power, error)
 
 	// Lists gives objects as JSON, for lists; default: Store, where it can. Needed
 	// when Store is a decorator that hides the store.Cache below it.
@@ -109,6 +114,7 @@ type Server struct {
 	cfg     Config
 	routes  []*Route
 	handler http.Handler
+	picture *picture.Picture // of who may do what
 	stats   stats
 	keys    *once.Ring // answers to Idempotency-Keys
 	buffers sync.Pool  // *bytes.Buffer, for lists
@@ -142,6 +148,7 @@ func New(d Deps, cfg Config) *Server {
 	}
 	s := &Server{Deps: d, cfg: cfg, keys: once.New(d.Clock), held: map[string]int{}, plans: make(chan struct{}, plansAtOnce)}
 	s.desk = s.newDesk()
+	s.picture = &picture.Picture{Store: d.Store, Auth: d.Auth, Clock: d.Clock, Log: d.Log}
 	s.stats = newStats(d.Metrics)
 	s.routes = s.table()
 	s.openapi = sync.OnceValues(s.document)

@@ -58,6 +58,8 @@ type Reporter interface {
 	Usage(ctx context.Context, tenant string) (api.UsageReport, error)
 	// Plan asks what would be; tenant is that of objects which name none.
 	Plan(ctx context.Context, tenant string, req api.PlanRequest) (api.PlanAnswer, error)
+	// Power switches a host by its management controller.
+	Power(ctx context.Context, node string, req api.PowerRequest) (api.PowerAnswer, error)
 	WhoAmI(ctx context.Context) (Identity, error)
 	ServerVersion(ctx context.Context) (string, error)
 }

@@ -246,6 +246,14 @@ func (t *tracer) Plan(ctx context.Context, tenant string, req api.PlanRequest) (
 	return a, err
 }
 
+// Power tells of a switch.
+func (t *tracer) Power(ctx context.Context, node string, req api.PowerRequest) (api.PowerAnswer, error) {
+	start := t.clock.Now()
+	a, err := t.Client.Power(ctx, node, req)
+	t.tell(start, "power", req.State+" "+node, err)
+	return a, err
+}
+
 // DryRun tells of a rehearsal, where the client can do one.
 func (t *tracer) DryRun(ctx context.Context, ops ...store.Op) error {
 	d, ok := t.Client.(DryRunner)

@@ -18,7 +18,7 @@ import (
 
 // Node is the group of verbs about nodes.
 func Node() verb.Def {
-	list, desc := &render.Output{}, &tell.DescribeOptions{}
+	list, desc, yes := &render.Output{}, &tell.DescribeOptions{}, false
 	change := func(use, short, example string, min int, fn func(c *verb.Call, n *api.Node) error) verb.Def {
 		return verb.Def{Use: use, Min: min, Max: -1, Short: short, Example: example, Complete: verb.CompleteNodes,
 			Run: func(ctx context.Context, c *verb.Call) error { return changeNode(ctx, c, fn) }}
@@ -43,6 +43,10 @@ func Node() verb.Def {
 				}},
 			change("taint NODE KEY[=VALUE]:EFFECT…", "Keep away what does not tolerate it; KEY- takes a taint away",
 				"  atoll node taint isle3 gpu=only:NoSchedule\n  atoll node taint isle3 gpu-", 2, taintNode),
+			{Use: "power NODE on|off|status", Min: 2, Max: 2, Short: "Switch a host by its management controller (spec.bmc); off cuts the power at once", Complete: verb.CompleteNodes,
+				Example: "  atoll node power isle2 status\n  atoll node power isle2 off --yes",
+				Flags:   func(fs *pflag.FlagSet) { fs.BoolVarP(&yes, "yes", "y", false, "do not ask") },
+				Run:     func(ctx context.Context, c *verb.Call) error { return power(ctx, c, yes) }},
 			change("label NODE KEY=VALUE…", "Label a node; KEY- takes a label away", "  atoll node label isle1 disk=ssd rack-", 2, labelNode),
 			nodeToken(), nodeTokens(), nodeRemove(), nodeRevoke(),
 		}, own...),
@@ -102,5 +106,28 @@ func labelNode(c *verb.Call, n *api.Node) error {
 		}
 		n.Labels = verb.With(n.Labels, k, v)
 	}
+	return nil
+}
+
+// power has a server switch a host, which can take a minute.
+func power(ctx context.Context, c *verb.Call, yes bool) error {
+	name, do := strings.TrimPrefix(c.Args[0], "node/"), c.Args[1]
+	if !slices.Contains([]string{"on", "off", "status"}, do) {
+		return errs.New(errs.Invalid, "%q is nothing a host can be switched to", do).WithHint("atoll node power %s on, off or status", name)
+	}
+	if do == "off" {
+		if err := c.Confirm(yes, "cut the power of %s? What runs on it ends at once.", name); err != nil {
+			return err
+		}
+	}
+	cl, err := c.Server()
+	if err != nil {
+		return err
+	}
+	a, err := cl.Power(ctx, name, api.PowerRequest{State: do})
+	if err != nil {
+		return err
+	}
+	c.Say("node/%s is %s, says its management controller", a.Node, a.State)
 	return nil
 }

@@ -42,6 +42,19 @@ type Power interface {
 	State(ctx context.Context) (State, error)
 }
 
+// Do does what a person asks, on, off or status, and says how the host is then.
+func Do(ctx context.Context, p Power, what string) (State, error) {
+	switch what {
+	case "on":
+		return On, p.On(ctx)
+	case "off":
+		return Off, p.Off(ctx)
+	case "status":
+		return p.State(ctx)
+	}
+	return Unknown, errs.InvalidFields("power", []errs.Field{{Field: "state", Value: what[:min(len(what), 80)], Rule: "must be on, off or status", Example: "status"}})
+}
+
 // Dir is where the credentials are on a server.
 const Dir = "/etc/atoll/bmc"
 
@@ -75,20 +88,38 @@ func OpenWith(b api.BMC, dir string, clk clock.Clock, t Timing) (Power, error) {
 		return nil, invalid("credentials", b.Credentials, "must be the name of a file in "+dir, "isle2")
 	}
 	s := &power{clk: clk, t: t.filled(), address: b.Address}
-	login := func() (credentials, error) { return readCredentials(dir, b.Credentials) }
+	login := func(host string) (credentials, error) {
+		c, err := readCredentials(dir, b.Credentials)
+		if err == nil {
+			err = c.belong(host)
+		}
+		return c, err
+	}
 	switch b.Protocol {
 	case "redfish":
 		u, err := redfishURL(b)
 		if err != nil {
 			return nil, err
 		}
-		s.open = func(ctx context.Context) (machine, error) { return openRedfish(ctx, u, b, login, s.t.Call) }
+		s.open = func(ctx context.Context) (machine, error) {
+			cred, err := login(u.Hostname())
+			if err != nil {
+				return nil, err
+			}
+			return openRedfish(ctx, u.Scheme+"://"+u.Host, b, cred, s.t.Call)
+		}
 	case "ipmi":
 		host, port, err := ipmiAddress(b.Address)
 		if err != nil {
 			return nil, err
 		}
-		s.open = func(ctx context.Context) (machine, error) { return openIPMI(ctx, host, port, login, s.t.Call) }
+		s.open = func(ctx context.Context) (machine, error) {
+			cred, err := login(host)
+			if err != nil {
+				return nil, err
+			}
+			return openIPMI(ctx, host, port, cred, s.t.Call)
+		}
 	default:
 		return nil, invalid("protocol", b.Protocol, "must be redfish or ipmi", "redfish")
 	}
@@ -100,7 +131,7 @@ func invalid(field, value, rule, example string) error {
 }
 
 // redfishURL reads an address such as https://10.0.9.2 or 10.0.9.2.
-func redfishURL(b api.BMC) (string, error) {
+func redfishURL(b api.BMC) (*url.URL, error) {
 	a := b.Address
 	if !strings.Contains(a, "://") {
 		a = "https://" + a
@@ -108,13 +139,13 @@ func redfishURL(b api.BMC) (string, error) {
 	u, err := url.Parse(a)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
-		return "", invalid("address", strings.ReplaceAll(b.Address, "@", " at "), "must be https:// and a host, with a port where it is not 443", "https://10.0.9.2")
+		return nil, invalid("address", strings.ReplaceAll(b.Address, "@", " at "), "must be https:// and a host, with a port where it is not 443", "https://10.0.9.2")
 	case u.User != nil:
-		return "", invalid("address", u.Host, "must not hold a user: that is in the file of the credentials", "https://10.0.9.2")
+		return nil, invalid("address", u.Host, "must not hold a user: that is in the file of the credentials", "https://10.0.9.2")
 	case u.Scheme == "http" && !b.Insecure:
-		return "", invalid("address", b.Address, "must be https, or spec.bmc.insecure must allow that the password is sent in the clear", "https://10.0.9.2")
+		return nil, invalid("address", b.Address, "must be https, or spec.bmc.insecure must allow that the password is sent in the clear", "https://10.0.9.2")
 	}
-	return u.Scheme + "://" + u.Host, nil
+	return u, nil
 }
 
 // ipmiAddress reads an address such as 10.0.9.2, bmc7:623 or [fd00::7]:623.
@@ -208,7 +239,7 @@ func (p *power) become(ctx context.Context, want State) error {
 	if last != nil {
 		e = errs.New(errs.Timeout, "the management controller at %s was told to switch its host %s, and %s later it reads %s: %w", p.address, want, p.t.Settle, st, last)
 	}
-	return e.WithHint("look at the host itself, or at its controller's log; only when it is certainly off: atoll node fence")
+	return e.WithHint("look at the host itself, or at its controller's log; nothing of it may be started elsewhere before it is certainly off")
 }
 
 // step names where a conversation failed, and what to check.

@@ -325,6 +325,10 @@ func TestRedfishErrors(t *testing.T) {
 	nobody := at(srv)
 	nobody.Address = "https://127.0.0.1:1"
 	check("nobody there", nobody, dir, errs.Unavailable, "127.0.0.1:1")
+	check("another host's password", at(srv), writeCredentials(t, "user=admin\npassword="+secret+"\naddress=10.0.9.7\n"), errs.Denied, "10.0.9.7", "127.0.0.1")
+	if st, err := open(t, at(srv), writeCredentials(t, "user=admin\npassword="+secret+"\naddress=127.0.0.1\n")).State(t.Context()); err != nil || st != On {
+		t.Error(st, err)
+	}
 	s.systems = []string{"1", "2"}
 	check("which system", at(srv), dir, errs.Invalid, "spec.bmc.system", "1, 2")
 	s.systems = nil

@@ -12,7 +12,7 @@ import (
 )
 
 // credentials are never printed: the type hides them from every verb of fmt.
-type credentials struct{ file, user, password string }
+type credentials struct{ file, user, password, address string }
 
 func (c credentials) String() string   { return "credentials in " + c.file }
 func (c credentials) GoString() string { return c.String() }
@@ -45,7 +45,17 @@ func readCredentials(dir, name string) (credentials, error) {
 	return parseCredentials(path, b)
 }
 
-// parseCredentials reads lines of user= and password=; empty lines and those with # in front
+// belong refuses to send a password to another host than the one that the file names, if it
+// names one: whoever may change a node's spec must not learn passwords that way.
+func (c credentials) belong(host string) error {
+	if c.address == "" || strings.EqualFold(c.address, strings.Trim(host, "[]")) {
+		return nil
+	}
+	return errs.New(errs.Denied, "the credentials in %s are for the management controller %s, not for %s", c.file, c.address, host).
+		WithHint("change spec.bmc of the node, or address= in the file on this server")
+}
+
+// parseCredentials reads lines of user=, password= and address=; empty lines and those with # in front
 // are passed over. Its errors name lines, never what stands in them.
 func parseCredentials(path string, b []byte) (credentials, error) {
 	c := credentials{file: path}
@@ -65,17 +75,20 @@ func parseCredentials(path string, b []byte) (credentials, error) {
 		key, value, ok := strings.Cut(l, "=")
 		key = strings.TrimSpace(key)
 		switch {
-		case !ok || key != "user" && key != "password":
-			return bad(n+1, "must be user=… or password=…")
+		case !ok || key != "user" && key != "password" && key != "address":
+			return bad(n+1, "must be user=…, password=… or address=…")
 		case seen[key]:
 			return bad(n+1, key+" must be there once")
 		case strings.ContainsAny(value, "\x00\r"):
 			return bad(n+1, "must not have control characters")
 		}
 		seen[key] = true
-		if key == "user" {
+		switch key {
+		case "user":
 			c.user = strings.TrimSpace(value)
-		} else {
+		case "address":
+			c.address = strings.Trim(strings.TrimSpace(value), "[]")
+		default:
 			c.password = value // as it is: spaces may belong to it
 		}
 	}

@@ -27,15 +27,12 @@ type ipmiHost struct {
 	call    time.Duration
 }
 
-func openIPMI(ctx context.Context, host string, port int, login func() (credentials, error), call time.Duration) (machine, error) {
-	cred, err := login()
-	if err != nil {
-		return nil, err
-	}
+func openIPMI(ctx context.Context, host string, port int, cred credentials, call time.Duration) (machine, error) {
 	if len(cred.password) > maxIPMIPassword || len(cred.user) > 16 {
 		return nil, errs.InvalidFields("credentials", []errs.Field{{Field: cred.file, Rule: "IPMI has users of at most 16 and passwords of at most 20 bytes"}})
 	}
 	h := &ipmiHost{address: net.JoinHostPort(host, strconv.Itoa(port)), file: cred.file, call: call}
+	var err error
 	for _, suite := range suites {
 		if h.c, err = client.NewClient(host, port, cred.user, cred.password); err != nil {
 			return nil, errs.New(errs.Invalid, "management controller %s: %w", h.address, err)

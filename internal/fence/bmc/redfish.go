@@ -33,11 +33,7 @@ type redfishHost struct {
 
 // openRedfish logs in and finds the system. Requests are bounded by call each and not cut off
 // by ctx, so that a session that was opened can be closed: controllers have few.
-func openRedfish(ctx context.Context, base string, b api.BMC, login func() (credentials, error), call time.Duration) (machine, error) {
-	cred, err := login()
-	if err != nil {
-		return nil, err
-	}
+func openRedfish(ctx context.Context, base string, b api.BMC, cred credentials, call time.Duration) (machine, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, errs.New(errs.Timeout, "management controller %s: %w", base, err)
 	}

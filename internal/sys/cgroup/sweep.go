@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,15 @@ func (h *Host) Sweep(ctx context.Context, paths []string, gone func(i int)) (lef
 		h.hold(p)
 		open[i] = i
 	}
+	// Signals go first: what eases the end writes to files that wait for whoever moves processes
+	// between groups, anywhere on the host.
+	for _, p := range paths {
+		_, _ = h.strike(p) // the passes below look at everything again
+	}
+	for _, p := range paths {
+		h.ease(p)
+	}
+	defer h.easeAbove(paths)()
 	for {
 		left = 0
 		still := open[:0]
@@ -57,25 +67,62 @@ func (h *Host) Sweep(ctx context.Context, paths []string, gone func(i int)) (lef
 	}
 }
 
-// hold keeps a group from growing, and from waiting for CPU time once it is killed. Where
-// a file is not there, the passes of strike do alone.
+// hold keeps a group from growing. Where a file is not there, the passes of strike do alone.
 func (h *Host) hold(path string) {
 	if d := h.Dir("pids", path); d != "" {
 		_ = write(d+"/pids.max", "0") // counts for all below, at once and without their doing
 	} else if d := h.Dir("freezer", path); d != "" && h.Mode != V2 {
 		_ = write(d+"/freezer.state", "FROZEN")
 	}
+}
+
+// ease gives the dying what they need to end: the processor, whatever share and ceiling they had.
+func (h *Host) ease(path string) {
 	if h.Unified != "" { // on a hybrid host, too: what is in the v2 tree dies with one write
 		_ = write(filepath.Join(h.Unified, path, "cgroup.kill"), "1")
 	}
-	if d := h.Dir("cpu", path); d != "" { // the dying need the processor, whatever share and ceiling they had
-		_ = write(d+"/cpu.idle", "0")
-		if h.Mode == V2 {
-			_ = write(d+"/cpu.max", "max")
-			_ = write(d+"/cpu.weight", "10000")
-		} else {
-			_ = write(d+"/cpu.cfs_quota_us", "-1")
-			_ = write(d+"/cpu.shares", "262144")
+	d := h.Dir("cpu", path)
+	if d == "" {
+		return
+	}
+	_ = write(d+"/cpu.idle", "0")
+	if h.Mode == V2 {
+		_ = write(d+"/cpu.max", "max")
+		_ = write(d+"/cpu.weight", "10000")
+	} else {
+		_ = write(d+"/cpu.cfs_quota_us", "-1")
+		_ = write(d+"/cpu.shares", "262144")
+	}
+}
+
+// easeAbove gives the groups above those that are dying the same for as long as it takes: what
+// they had counts for all below. A sweep that is killed leaves it so until the next Ensure.
+func (h *Host) easeAbove(paths []string) (restore func()) {
+	most := map[string]string{"cpu.cfs_quota_us": "-1", "cpu.shares": "262144"}
+	if h.Mode == V2 {
+		most = map[string]string{"cpu.max": "max", "cpu.weight": "10000"}
+	}
+	was := map[string]string{}
+	for _, p := range paths {
+		for p = filepath.Dir(p); p != "."; p = filepath.Dir(p) {
+			d := h.Dir("cpu", p)
+			if _, done := was[d]; done || d == "" {
+				break // and all above it
+			}
+			was[d] = ""
+			for f, v := range most {
+				if now := readTrim(d + "/" + f); now != "" && now != v {
+					was[d+"/"+f] = now
+					_ = write(d+"/"+f, v) // then it takes longer
+				}
+			}
+		}
+	}
+	return func() {
+		for f, v := range was {
+			if v != "" {
+				_ = write(f, v) // the group may have gone
+			}
 		}
 	}
 }
@@ -175,12 +222,28 @@ func killListed(dir string, pids []int) error {
 		if held[i] < 0 {
 			continue
 		}
-		if _, listed := slices.BinarySearch(now, p); listed {
-			_ = unix.PidfdSendSignal(held[i], unix.SIGKILL, nil, 0) // the next pass sees who is left
+		if _, listed := slices.BinarySearch(now, p); listed && unix.PidfdSendSignal(held[i], unix.SIGKILL, nil, 0) == nil {
+			hurry(p) // the next pass sees who is left
 		}
 		_ = unix.Close(held[i])
 	}
 	return err
+}
+
+// hurry puts a process that was killed before all ordinary ones: it runs nothing of its own any
+// more, but what it had begun with the kernel comes to an end only when it gets the processor, and its group
+// may have little of that. Real time counts across groups, whatever their shares and ceilings.
+func hurry(pid int) {
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1}
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return // it has ended
+	}
+	for _, t := range tasks {
+		if tid, err := strconv.Atoi(t.Name()); err == nil {
+			_ = unix.SchedSetAttr(tid, &attr, 0) // not allowed everywhere
+		}
+	}
 }
 
 // pidsIn lists the processes in one directory; none when it is not there. A threaded

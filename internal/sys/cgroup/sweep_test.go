@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,7 +62,7 @@ func TestSweep(t *testing.T) {
 				}
 			})
 			paths := []string{root + "/a", root + "/b", root + "/not-there"}
-			if w, err := real.Ensure(root, Limits{Pids: 300}); err != nil || len(w) > 0 {
+			if w, err := real.Ensure(root, Limits{Pids: 300, CPUWeight: 50, CPUMax: 1500}); err != nil || len(w) > 0 {
 				t.Skipf("groups cannot be limited here: %v %v", w, err)
 			}
 			for _, p := range []string{root + "/a", root + "/b/below"} {
@@ -80,6 +81,9 @@ func TestSweep(t *testing.T) {
 			}
 			t.Logf("two fork bombs ended in %v", time.Since(begin))
 			time.Sleep(50 * time.Millisecond)
+			if d := real.Dir("cpu", root); !slices.Contains([]string{"512", "50"}, readTrim(d+"/cpu.shares")+readTrim(d+"/cpu.weight")) {
+				t.Error("the limits above were not put back")
+			}
 			for _, p := range append(real.List(root), root) {
 				if pids, err := real.Pids(p); err != nil || len(pids) > 0 {
 					t.Errorf("%s: %v %v", p, pids, err)
