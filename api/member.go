@@ -41,16 +41,18 @@ type MemberSpec struct {
 }
 
 // TakePartRequest is the body of POST /v1/members/{name}/part: a host that is wanted
-// says where it can be reached.
+// says where it can be reached. A member asks again for a new certificate.
 type TakePartRequest struct {
 	Peer string `json:"peer" doc:"where other members reach its copy of the state" example:"https://10.0.0.2:7444"`
+	CSR  string `json:"csr" doc:"certificate request of the host's key, PEM"`
 	API  string `json:"api,omitempty" doc:"where it will answer the API; empty on a witness" example:"https://10.0.0.2:7443"`
 }
 
 // TakePartAnswer is what a host needs to keep the state with the others.
 type TakePartAnswer struct {
-	Cluster   map[string]string `json:"cluster" doc:"the members and where they are, by name, this one among them"`
-	Authority string            `json:"authority,omitempty" doc:"the pool's authority with its key, PEM; not for a witness"`
+	Cluster     map[string]string `json:"cluster" doc:"the members and where they are, by name, this one among them"`
+	Certificate string            `json:"certificate" doc:"by which the other members know it, PEM"`
+	Authority   string            `json:"authority,omitempty" doc:"the pool's authority with its key, PEM; not for a witness"`
 }
 
 // Validate has nothing to check: users cannot write members.

@@ -7,13 +7,17 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"atoll/api"
+	"atoll/internal/auth"
 	"atoll/internal/errs"
 	"atoll/internal/join"
 	"atoll/internal/store"
@@ -63,7 +67,7 @@ func (m *membership) peers(c config) etcdstore.Peers {
 	}
 	file := func(name string) string { return filepath.Join(c.State, "pki", name) }
 	return etcdstore.Peers{Listen: m.Listen, Advertise: m.Advertise, Cluster: m.Cluster, Join: m.Join,
-		CertFile: file("node.crt"), KeyFile: file("node.key"), CAFile: file("ca.crt")}
+		CertFile: file("member.crt"), KeyFile: file("node.key"), CAFile: file("ca.crt"), Subject: auth.MemberName}
 }
 
 // hostOf is the host of a URL such as https://10.0.0.1:7443.
@@ -122,6 +126,9 @@ func (p *plane) Reach(ctx context.Context) (peer, api string, err error) {
 		}
 	}
 	ends := serverConfig(p.c).Advertise
+	if err := p.certify(m); err != nil {
+		return "", "", err
+	}
 	if p.base.Sole() {
 		if err := p.base.Regroup(ctx, m.peers(p.c)); err != nil {
 			return "", "", errors.Join(err, os.Remove(memberFile(p.c.State)))
@@ -131,7 +138,45 @@ func (p *plane) Reach(ctx context.Context) (peer, api string, err error) {
 	return m.Advertise, ends[0], nil
 }
 
-// ended waits for the end of this host's part in keeping the state, and clears up after it.
+// certify makes the certificate by which other members know this one. A server has the
+// authority, so it needs nobody for that.
+func (p *plane) certify(m *membership) error {
+	csr, err := join.Sign(p.c.State, joinDeps())
+	if err != nil {
+		return err
+	}
+	u, err := url.Parse(m.Advertise)
+	if err != nil {
+		return errs.New(errs.Internal, "member.json: %w", err)
+	}
+	cert, err := p.ca.SignMember(csr, u.Hostname())
+	if err != nil {
+		return err
+	}
+	return join.WriteFile(filepath.Join(p.c.State, "pki", "member.crt"), cert)
+}
+
+// certifyEvery is a part of a day: a certificate lasts one, and is read at every connection.
+const certifyEvery = 6 * time.Hour
+
+// keepCertified renews this member's certificate while there are others.
+func (p *plane) keepCertified(ctx context.Context) error {
+	for {
+		if m, err := readMembership(p.c.State); err != nil {
+			p.log.Error("the certificate of this member", "error", err)
+		} else if m != nil {
+			if err := p.certify(m); err != nil {
+				p.log.Error("the certificate of this member", "error", err)
+			}
+		}
+		if p.clk.Sleep(ctx, certifyEvery) != nil {
+			return ctx.Err()
+		}
+	}
+}
+
+// ended waits for the end of the store where it should have none: the process begins
+// anew, and finds out what this host is.
 func (h *daemon) ended(ctx context.Context, p *plane) error {
 	err := p.base.Ended(ctx)
 	if err == nil || ctx.Err() != nil {
@@ -140,15 +185,7 @@ func (h *daemon) ended(ctx context.Context, p *plane) error {
 	if h.id == nil { // there is nobody else it could have been taken out by
 		return err
 	}
-	h.log.Warn("this host keeps the pool's state no longer", "error", err)
-	_ = p.base.Close() // it has ended
-	if err := forgetMembership(h.c.State); err != nil {
-		return err
-	}
-	if err := h.id.Demote(); err != nil {
-		return err
-	}
-	return fmt.Errorf("%w: it was taken out of those that keep the state", errAgain)
+	return fmt.Errorf("%w: %w", errAgain, err)
 }
 
 // forgetMembership removes the copy of the state: it is not kept current any more.
@@ -162,55 +199,119 @@ func forgetMembership(state string) error {
 	return nil
 }
 
-const partPoll = 2 * time.Second
+const (
+	partPoll  = 2 * time.Second
+	partAgain = 15 * time.Second
+)
 
-// partTaking follows whether this host is wanted among those that keep the state, and
-// takes part when it is. What it needs for that it keeps before it begins anew.
-func (h *daemon) partTaking(ctx context.Context, st store.Store) error {
+// takePart follows whether this host is wanted among those that keep the state: it
+// begins when it is, and clears up when it no longer is. mem is what an earlier process
+// left; nil: this host keeps nothing.
+func (h *daemon) takePart(ctx context.Context, rs *remote.Store, mem *membership) error {
+	for ctx.Err() == nil {
+		if mem == nil {
+			m, err := h.asked(ctx, rs)
+			if err != nil {
+				return err
+			}
+			mem = m
+		}
+		err := h.keepState(ctx, mem)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		h.log.Warn("this host does not keep the pool's state now", "error", err)
+		if h.dismissed(ctx, rs) {
+			if err := forgetMembership(h.c.State); err != nil {
+				return err
+			}
+			if err := h.id.Demote(); err != nil {
+				return err
+			}
+			mem = nil
+			continue
+		}
+		_ = h.clk.Sleep(ctx, partAgain) // ends early only with ctx
+	}
+	return ctx.Err()
+}
+
+// dismissed reports whether the pool, which others keep, says that this host is no
+// member. As long as nobody can say so, it may be one.
+func (h *daemon) dismissed(ctx context.Context, rs *remote.Store) bool {
+	_, err := store.Get[*api.Member](ctx, rs, api.Ref{Kind: api.KindMember, Name: h.c.Node})
+	return errors.Is(err, errs.NotFound)
+}
+
+// keepState runs the control plane's part of this host until it ends.
+func (h *daemon) keepState(ctx context.Context, mem *membership) error {
+	p, err := openPlane(ctx, h.c, mem.peers(h.c), h.clk, h.log)
+	if err != nil {
+		return err
+	}
+	h.plane.Store(p)
+	defer func() {
+		h.plane.Store(nil)
+		_ = p.base.Close() // what is acknowledged is on the disk
+	}()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.mirror(ctx) })
+	g.Go(func() error { return p.lead(ctx) })
+	g.Go(func() error { return p.keepCertified(ctx) })
+	g.Go(func() error { return p.base.Ended(ctx) })
+	g.Go(func() error { return p.srv.Run(ctx) })
+	h.register(ctx, p)
+	h.log.Info("this host keeps the pool's state", "peer", mem.Advertise)
+	return g.Wait()
+}
+
+// asked waits until this host is wanted, asks for its part, and keeps what it needs.
+func (h *daemon) asked(ctx context.Context, rs *remote.Store) (*membership, error) {
 	for {
-		err := h.takePart(ctx, st)
-		if errors.Is(err, errAgain) {
-			return err
+		m, err := h.ask(ctx, rs)
+		if m != nil {
+			return m, nil
 		}
 		if err != nil && ctx.Err() == nil {
 			h.log.Warn("this host should keep the pool's state; trying again", "error", err)
 		}
-		if h.clk.Sleep(ctx, partPoll) != nil {
-			return ctx.Err()
+		if err := h.clk.Sleep(ctx, partPoll); err != nil {
+			return nil, err
 		}
 	}
 }
 
-func (h *daemon) takePart(ctx context.Context, st store.Store) error {
-	m, err := store.Get[*api.Member](ctx, st, api.Ref{Kind: api.KindMember, Name: h.c.Node})
-	if errors.Is(err, errs.NotFound) {
-		return nil
+// ask gives nil when this host is not wanted.
+func (h *daemon) ask(ctx context.Context, rs *remote.Store) (*membership, error) {
+	m, err := store.Get[*api.Member](ctx, rs, api.Ref{Kind: api.KindMember, Name: h.c.Node})
+	if errors.Is(err, errs.NotFound) || err == nil && m.Spec.State != api.MemberWanted && m.Spec.State != api.MemberLearner {
+		return nil, nil //nolint:nilnil // not wanted
 	}
 	if err != nil {
-		return err
-	}
-	rs, ok := st.(*remote.Store)
-	if !ok || h.mem != nil || m.Spec.State != api.MemberWanted && m.Spec.State != api.MemberLearner {
-		return nil
+		return nil, err
 	}
 	mine, err := reachable(h.c)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	ans, err := rs.TakePart(ctx, h.c.Node, api.TakePartRequest{Peer: mine.Advertise, API: serverConfig(h.c).Advertise[0]})
+	csr, err := join.Sign(h.c.State, joinDeps())
 	if err != nil {
-		return err
+		return nil, err
+	}
+	ans, err := rs.TakePart(ctx, h.c.Node, api.TakePartRequest{CSR: string(csr), Peer: mine.Advertise, API: serverConfig(h.c).Advertise[0]})
+	if err != nil {
+		return nil, err
 	}
 	if err := h.adoptAuthority(ans.Authority); err != nil {
-		return err
+		return nil, err
 	}
-	mine.Cluster, mine.Join = ans.Cluster, true
+	if err := join.WriteFile(filepath.Join(h.c.State, "pki", "member.crt"), []byte(ans.Certificate)); err != nil {
+		return nil, err
+	}
 	// What an earlier part left belongs to a member that is no more.
 	if err := os.RemoveAll(filepath.Join(h.c.State, "etcd")); err != nil {
-		return errs.New(errs.Internal, "remove an old copy of the state: %w", err)
+		return nil, errs.New(errs.Internal, "remove an old copy of the state: %w", err)
 	}
-	if err := mine.save(h.c.State); err != nil {
-		return err
-	}
-	return fmt.Errorf("%w: it keeps the pool's state from now on", errAgain)
+	mine.Cluster, mine.Join = ans.Cluster, true
+	return mine, mine.save(h.c.State)
 }

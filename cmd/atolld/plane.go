@@ -75,10 +75,13 @@ func openPlane(ctx context.Context, c config, peers etcdstore.Peers, clk clock.C
 // mirror keeps the copy that reads are answered from; it runs before anything else.
 func (p *plane) mirror(ctx context.Context) error { return p.cache.Run(ctx) }
 
-// lead is what runs on one process of the pool only. It begins by taking the leader's
+// lead runs the controllers whenever it is this process's turn.
+func (p *plane) lead(ctx context.Context) error { return p.base.Lead(ctx, p.c.Node, p.reign) }
+
+// reign is what runs on one process of the pool only. It begins by taking the leader's
 // lease: after that, nobody who led before can write anything, and what the mirror
 // shows is all that was decided.
-func (p *plane) lead(ctx context.Context) error {
+func (p *plane) reign(ctx context.Context) error {
 	began := p.clk.Now()
 	rev, err := lease.Lead(ctx, p.st, p.clk, p.c.Node)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"atoll/internal/errs"
 	"atoll/internal/join"
 	"atoll/internal/store"
+	"atoll/internal/store/etcdstore"
 	"atoll/internal/tunnel"
 )
 
@@ -68,10 +70,10 @@ type daemon struct {
 	clk   clock.Clock
 	log   *slog.Logger
 	id    *join.Identity // nil: not known to anybody else yet
-	mem   *membership    // nil: this host keeps no state, or alone
 	plane atomic.Pointer[plane]
 	node  *node
 	imgs  *images
+	parts sync.WaitGroup // streams of this process's own agent
 }
 
 func upOnce(ctx context.Context, c config, log *slog.Logger) (err error) {
@@ -86,114 +88,115 @@ func upOnce(ctx context.Context, c config, log *slog.Logger) (err error) {
 			h.c.Subnet = s
 		}
 	}
-	if h.mem, err = readMembership(c.State); err != nil {
-		return err
-	}
-	p, err := h.open(ctx)
-	defer h.close()
+	mem, err := readMembership(c.State)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, gctx := errgroup.WithContext(ctx)
-	drained, err := h.start(gctx, g, p)
+	if mem == nil && (h.id == nil || h.id.Founder()) {
+		err = h.alone(gctx, g)
+	} else {
+		err = h.oneOfMany(gctx, g, mem)
+	}
 	if err != nil {
 		cancel()
 		_ = g.Wait() // ended by this
-		return err
+	} else {
+		debug.FreeOSMemory() // what opening the store took is not needed again
+		log.Info("up", "where", describe(h.c), "took", time.Since(began).Round(time.Millisecond).String(), "version", version)
+		err = g.Wait()
 	}
-	debug.FreeOSMemory() // what opening the store took is not needed again
-	log.Info("up", "where", describe(h.c), "took", time.Since(began).Round(time.Millisecond).String(), "version", version)
-	err = g.Wait()
-	drained()
-	return err
-}
-
-// start begins one part after the other, in the order of need; all run in g.
-func (h *daemon) start(ctx context.Context, g *errgroup.Group, p *plane) (drained func(), err error) {
-	if p != nil {
-		g.Go(func() error { return p.mirror(ctx) })
-		if h.founder() {
-			if err := p.bootstrap(ctx, h.imgs); err != nil {
-				return nil, err
-			}
-			if err := h.found(ctx, p); err != nil {
-				return nil, err
-			}
-		}
-		g.Go(func() error { return p.base.Lead(ctx, h.c.Node, p.lead) })
-		g.Go(func() error { return h.ended(ctx, p) })
-	}
-	st, err := h.store(p)
-	if err != nil {
-		return nil, err
-	}
-	if h.node, err = newNode(nodeDeps{c: h.c, clk: h.clk, log: h.log, store: st, imgs: h.imgs, id: h.id, plane: h.plane.Load}); err != nil {
-		return nil, fmt.Errorf("node %s: %w", h.c.Node, err)
-	}
-	drained = func() {}
-	if p != nil {
-		var dial tunnel.Dial
-		dial, drained = tunnel.Local(ctx, h.node.agent.Handle)
-		p.hub.Register(h.c.Node, dial)
-	}
-	// The API answers when the node is known: the first call may ask for its capacity.
-	if err := h.node.start(ctx, g); err != nil {
-		return nil, fmt.Errorf("node %s: %w", h.c.Node, err)
-	}
-	g.Go(func() error { return h.node.run(ctx) })
-	if p != nil {
-		g.Go(func() error { return p.srv.Run(ctx) })
-	}
-	if h.id != nil {
-		g.Go(func() error { return h.partTaking(ctx, st) })
-	}
-	return drained, nil
-}
-
-// founder reports whether the pool began on this host, and its state still is here.
-func (h *daemon) founder() bool { return h.id == nil || h.id.Founder() }
-
-// open opens the images and, where this host keeps the state, the store, at the same
-// time: both wait for the disk.
-func (h *daemon) open(ctx context.Context) (*plane, error) {
-	var g errgroup.Group
-	g.Go(func() (err error) { h.imgs, err = openImages(ctx, h.c, h.clk, h.log); return err })
-	if h.founder() || h.mem != nil {
-		g.Go(func() error {
-			p, err := openPlane(ctx, h.c, h.mem.peers(h.c), h.clk, h.log)
-			if err == nil {
-				h.plane.Store(p)
-			}
-			return err
-		})
-	}
-	err := g.Wait()
-	return h.plane.Load(), err
-}
-
-func (h *daemon) close() {
+	h.parts.Wait()
 	if p := h.plane.Load(); p != nil {
 		_ = p.base.Close() // what is acknowledged is on the disk
 	}
 	if h.imgs != nil {
-		_ = h.imgs.store.Close()
+		_ = h.imgs.store.Close() // as well
 	}
+	return err
+}
+
+// alone begins where the whole pool is on this host: everything waits for the store, and
+// the agent works on it directly. That other hosts take part in keeping it later needs no
+// new beginning.
+func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
+	var open errgroup.Group // both wait for the disk
+	open.Go(func() (err error) { h.imgs, err = openImages(ctx, h.c, h.clk, h.log); return err })
+	open.Go(func() error {
+		p, err := openPlane(ctx, h.c, etcdstore.Peers{}, h.clk, h.log)
+		if err == nil {
+			h.plane.Store(p)
+		}
+		return err
+	})
+	if err := open.Wait(); err != nil {
+		return err
+	}
+	p := h.plane.Load()
+	g.Go(func() error { return p.mirror(ctx) })
+	if err := p.bootstrap(ctx, h.imgs); err != nil {
+		return err
+	}
+	if err := h.found(ctx, p); err != nil {
+		return err
+	}
+	g.Go(func() error { return p.lead(ctx) })
+	g.Go(func() error { return h.ended(ctx, p) })
+	g.Go(func() error { return p.keepCertified(ctx) })
+	if err := h.makeNode(p.st); err != nil {
+		return err
+	}
+	h.register(ctx, p)
+	// The API answers when the node is known: the first call may ask for its capacity.
+	if err := h.node.start(ctx, g); err != nil {
+		return fmt.Errorf("node %s: %w", h.c.Node, err)
+	}
+	g.Go(func() error { return h.node.run(ctx) })
+	g.Go(func() error { return p.srv.Run(ctx) })
+	return nil
+}
+
+// oneOfMany begins where there are other servers: the agent works over the API of
+// whichever answers and waits for nothing on this host; this host's copy of the state,
+// where it keeps one, comes and goes beside it.
+func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membership) (err error) {
+	if h.imgs, err = openImages(ctx, h.c, h.clk, h.log); err != nil {
+		return err
+	}
+	rs, err := remoteStore(h.id)
+	if err != nil {
+		return err
+	}
+	if err := h.makeNode(rs); err != nil {
+		return err
+	}
+	g.Go(func() error { return h.takePart(ctx, rs, mem) })
+	if err := h.node.start(ctx, g); err != nil {
+		return fmt.Errorf("node %s: %w", h.c.Node, err)
+	}
+	g.Go(func() error { return h.node.run(ctx) })
+	return nil
+}
+
+func (h *daemon) makeNode(st store.Store) (err error) {
+	if h.node, err = newNode(nodeDeps{c: h.c, clk: h.clk, log: h.log, store: st, imgs: h.imgs, id: h.id, plane: h.plane.Load}); err != nil {
+		return fmt.Errorf("node %s: %w", h.c.Node, err)
+	}
+	return nil
+}
+
+// register makes this process's own agent reachable for its API.
+func (h *daemon) register(ctx context.Context, p *plane) {
+	dial, drained := tunnel.Local(ctx, h.node.agent.Handle)
+	p.hub.Register(h.c.Node, dial)
+	h.parts.Go(func() { <-ctx.Done(); drained() })
 }
 
 // adoptAuthority takes over the pool's authority, so that this host can sign for it, too.
 func (h *daemon) adoptAuthority(bundle string) error {
 	return auth.NewCA(filepath.Join(h.c.State, "pki"), h.clk, rand.Reader).Adopt([]byte(bundle))
-}
-
-// store is the pool as this host's agent sees it: its own copy where the pool began,
-// else over the API of whichever server answers.
-func (h *daemon) store(p *plane) (store.Store, error) {
-	if p != nil && h.founder() {
-		return p.st, nil
-	}
-	return remoteStore(h.id)
 }
 
 // found gives the host that the pool begins on an identity like those that join have,

@@ -204,3 +204,32 @@ func parseBundle(bundle []byte) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	}
 	return cert, key, nil
 }
+
+// MemberName is what the certificates say by which members of the control plane know
+// each other. No host has it: it is no DNS label.
+const MemberName = "atoll member"
+
+// SignMember makes the certificate, for 24 hours, by which a host that keeps the pool's
+// state is known to the others that do, and only there. host is where they reach it.
+func (ca *CA) SignMember(csrPEM []byte, host string) ([]byte, error) {
+	req, err := ParseRequest(csrPEM)
+	if err != nil {
+		return nil, err
+	}
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	if err := ca.open(); err != nil {
+		return nil, err
+	}
+	tmpl, err := ca.template(MemberName, nodeLife)
+	if err != nil {
+		return nil, err
+	}
+	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+	addHost(tmpl, host)
+	leaf, err := ca.sign(tmpl, req.public)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw}), nil
+}

@@ -8,12 +8,13 @@ import (
 	"strconv"
 
 	"atoll/api"
+	"atoll/internal/auth"
 	"atoll/internal/errs"
 	"atoll/internal/store"
 )
 
 // TakePart lets a host that the leader wants among the members in: it is made a
-// learner, and gets what a member needs. Asked again it answers the same.
+// learner, and gets what a member needs. Asked again before it votes it begins anew.
 func (d *Desk) TakePart(ctx context.Context, node string, req api.TakePartRequest) (*api.TakePartAnswer, error) {
 	if d.Group == nil || d.CA == nil {
 		return nil, errs.New(errs.Unsupported, "the state of this pool is kept by an etcd of its own")
@@ -23,13 +24,30 @@ func (d *Desk) TakePart(ctx context.Context, node string, req api.TakePartReques
 	if err != nil {
 		return nil, err
 	}
-	if m == nil || m.Spec.State != api.MemberWanted && m.Spec.State != api.MemberLearner {
+	if m == nil || m.Spec.State == api.MemberLeaving {
 		return nil, errs.New(errs.Denied, "%s is not wanted among the members", node).WithHint("the leader chooses them: atoll get members")
 	}
 	if f := checkPart(req, m.Spec.Witness); f != nil {
 		return nil, errs.InvalidFields("member "+node, f)
 	}
-	if m.Spec.State == api.MemberLearner && m.Spec.Peer != req.Peer { // it began under another address
+	key, err := auth.ParseRequest([]byte(req.CSR))
+	if err != nil {
+		return nil, err
+	}
+	id, err := maybe[*api.NodeIdentity](ctx, d.Store, identityRef(node))
+	if err != nil {
+		return nil, err
+	}
+	if id == nil {
+		return nil, errs.New(errs.Denied, "%s is not a host of this pool", node)
+	}
+	if err := auth.GoodKey(id, key.KeyHash); err != nil {
+		return nil, err
+	}
+	if m.Spec.State == api.MemberVoter {
+		return d.member(m, req)
+	}
+	if m.Spec.State == api.MemberLearner { // it begins anew, with nothing: what the others believe it has is gone
 		if id, err := strconv.ParseUint(m.Spec.ID, 16, 64); err == nil {
 			if err := d.Group.RemovePeer(ctx, id); err != nil {
 				return nil, err
@@ -48,7 +66,10 @@ func (d *Desk) TakePart(ctx context.Context, node string, req api.TakePartReques
 	if _, err := d.Store.Commit(ctx, store.Update(next)); err != nil {
 		return nil, fmt.Errorf("note the member %s: %w", node, err)
 	}
-	ans := &api.TakePartAnswer{Cluster: map[string]string{}}
+	ans, err := d.member(m, req)
+	if err != nil {
+		return nil, err
+	}
 	peers, err := d.Group.Peers(ctx)
 	if err != nil {
 		return nil, err
@@ -62,6 +83,20 @@ func (d *Desk) TakePart(ctx context.Context, node string, req api.TakePartReques
 			ans.Cluster[name] = p.URL
 		}
 	}
+	return ans, nil
+}
+
+// member is what every member gets: its certificate, and the authority if it answers the API.
+func (d *Desk) member(m *api.Member, req api.TakePartRequest) (*api.TakePartAnswer, error) {
+	u, err := url.Parse(req.Peer)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "peer: %w", err)
+	}
+	cert, err := d.CA.SignMember([]byte(req.CSR), u.Hostname())
+	if err != nil {
+		return nil, err
+	}
+	ans := &api.TakePartAnswer{Cluster: map[string]string{}, Certificate: string(cert)}
 	if m.Spec.Witness {
 		return ans, nil
 	}

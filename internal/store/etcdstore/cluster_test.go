@@ -68,7 +68,7 @@ func newGroup(t *testing.T) *group {
 }
 
 func (g *group) peers(url string) Peers {
-	return Peers{Listen: url, Advertise: url, CertFile: g.cert, KeyFile: g.key, CAFile: g.ca}
+	return Peers{Listen: url, Advertise: url, CertFile: g.cert, KeyFile: g.key, CAFile: g.ca, Subject: "test"}
 }
 
 func (g *group) open(cfg Config) *Store {

@@ -62,6 +62,8 @@ type Peers struct {
 	Alone bool
 	// CertFile, KeyFile and CAFile prove members to each other (both ways).
 	CertFile, KeyFile, CAFile string
+	// Subject is what the certificate of a member says; "": any of that CA is good.
+	Subject string
 }
 
 func (c Config) withDefaults() (Config, error) {

@@ -223,6 +223,9 @@ func embedConfig(cfg Config) (*embed.Config, error) {
 	}
 	ec.PeerTLSInfo = transport.TLSInfo{CertFile: cfg.Peers.CertFile, KeyFile: cfg.Peers.KeyFile, TrustedCAFile: cfg.Peers.CAFile, ClientCertAuth: true,
 		SkipClientSANVerify: true} // a host may call from any of its addresses; its certificate says who it is
+	if cfg.Peers.Subject != "" {
+		ec.PeerTLSInfo.AllowedCNs = []string{cfg.Peers.Subject}
+	}
 	return ec, setPeers(ec, cfg.Name, cfg.Peers.Listen, cfg.Peers.Advertise, cfg.Peers.Cluster)
 }
 
