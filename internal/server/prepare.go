@@ -366,12 +366,3 @@ func giveSecret(o api.Object, secret string) api.Object {
 	return n
 }
 
-// withoutSecret is an object as it may be kept; nil stays nil.
-func withoutSecret(o api.Object) api.Object {
-	if o == nil {
-		return nil
-	}
-	n := api.Clone(o)
-	takeSecret(n)
-	return n
-}

@@ -58,7 +58,6 @@ type group struct {
 	t             *testing.T
 	cert, key, ca string
 	stores        []*Store
-	urls          []string
 }
 
 func newGroup(t *testing.T) *group {
