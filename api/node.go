@@ -172,7 +172,7 @@ func (n *Node) Validate() []errs.Field {
 	var f []errs.Field
 	for i, t := range n.Spec.Taints {
 		path := fmt.Sprintf("spec.taints[%d]", i)
-		if !labelKeyRE.MatchString(t.Key) {
+		if !validLabelKey(t.Key) {
 			f = append(f, errs.Field{Field: path + ".key", Value: clip(t.Key), Rule: "must be a label key", Example: "gpu"})
 		}
 		f = append(f, oneOf(path+".effect", t.Effect, []string{"NoSchedule", "NoExecute"})...)
