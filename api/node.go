@@ -157,6 +157,17 @@ func (n *Node) Condition(typ string) *Condition {
 	return nil
 }
 
+// Closed says why nothing new may be placed on the host, in the words of refusals; "" when it may.
+func (n *Node) Closed() string {
+	if why := n.Spec.Closed(); why != "" {
+		return why
+	}
+	if c := n.Condition(ConditionHeldBack); c != nil && c.Status {
+		return "node is held back: it has been coming and going"
+	}
+	return ""
+}
+
 // HeldBack says until when nothing new is placed on it, for its coming and going; false when it is not so.
 func (n *Node) HeldBack(now time.Time) (until time.Time, held bool) {
 	c := n.Condition(ConditionHeldBack)

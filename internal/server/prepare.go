@@ -365,4 +365,3 @@ func giveSecret(o api.Object, secret string) api.Object {
 	*secretOf(n) = secret
 	return n
 }
-
