@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"atoll/internal/errs"
+	"atoll/internal/store/remote"
 	"atoll/test/rig"
 )
 
@@ -33,9 +34,10 @@ type Host struct {
 	number int
 	space  *rig.Space // nil while it is off
 
-	mu   sync.Mutex
-	done chan struct{} // closed when the daemon that this process started has ended
-	from int64         // where its part of the log begins
+	mu     sync.Mutex
+	done   chan struct{} // closed when the daemon that this process started has ended
+	from   int64         // where its part of the log begins
+	client *remote.Store // nil until it is asked for
 }
 
 func newHost(l *Lab, number int) *Host {

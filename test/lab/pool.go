@@ -10,7 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/store"
+	"atoll/internal/store/remote"
 	"atoll/test/rig"
 )
 
@@ -169,22 +172,43 @@ func (l *Lab) Admin() (token, caFile string, err error) {
 	return l.secret, caFile, nil
 }
 
-// list reads objects of one kind.
-func list[T any](l *Lab, what string) ([]T, error) {
-	out, err := l.Do("get", what, "-o", "json")
+// Client is the pool's state as the host's own API gives it. It is closed with the lab.
+func (h *Host) Client() (*remote.Store, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.client == nil {
+		c, err := remote.New(remote.Config{Socket: h.Socket, Full: true, Agent: "lab"})
+		if err != nil {
+			return nil, err
+		}
+		h.client = c
+		h.lab.atEnd(c.Close)
+	}
+	return h.client, nil
+}
+
+// Client is the pool's state as the given hosts give it, whichever of them answers: an administrator with a
+// token, over TLS. The lab must have been made with Options.Here. The caller closes it.
+func (l *Lab) Client(hosts []*Host) (*remote.Store, error) {
+	secret, caFile, err := l.Admin()
 	if err != nil {
 		return nil, err
 	}
-	var answer struct{ Items []T }
-	if err := json.Unmarshal([]byte(out), &answer); err != nil {
-		return nil, fmt.Errorf("%w in %s", err, out)
+	ca, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, err
 	}
-	return answer.Items, nil
+	return remote.New(remote.Config{Endpoints: URLs(hosts), CA: ca, Token: secret, Full: true, Agent: "lab"})
 }
 
-type member struct {
-	Metadata struct{ Name string }
-	Spec     struct{ State string }
+// client is that of the first host whose API answers.
+func (l *Lab) client() (*remote.Store, error) {
+	for _, h := range l.Hosts {
+		if rig.Ready(h.Socket) {
+			return h.Client()
+		}
+	}
+	return nil, errs.New(errs.Unavailable, "no host of the lab answers the API")
 }
 
 // WaitMembers waits until so many hosts keep the state, and answer the API.
@@ -196,13 +220,17 @@ func (l *Lab) WaitMembers(ctx context.Context, n int) error {
 		if n == 1 && len(serving) > 0 {
 			return nil
 		}
-		ms, err := list[member](l, "members")
+		c, err := l.client()
+		if err != nil {
+			return err
+		}
+		ms, _, err := store.List[*api.Member](ctx, c, api.Selector{Kind: api.KindMember})
 		if err != nil {
 			return err
 		}
 		voters := 0
 		for _, m := range ms {
-			if m.Spec.State == "voter" {
+			if m.Spec.State == api.MemberVoter {
 				voters++
 			}
 		}
@@ -214,17 +242,17 @@ func (l *Lab) WaitMembers(ctx context.Context, n int) error {
 }
 
 // Leader is the host that leads the pool, as its lease says.
-func (l *Lab) Leader() (*Host, error) {
-	out, err := l.Do("get", "lease/leader", "-o", "json")
+func (l *Lab) Leader(ctx context.Context) (*Host, error) {
+	c, err := l.client()
 	if err != nil {
 		return nil, err
 	}
-	var o struct{ Spec struct{ Holder string } }
-	if err := json.Unmarshal([]byte(out), &o); err != nil {
-		return nil, fmt.Errorf("%w in %s", err, out)
+	le, err := store.Get[*api.Lease](ctx, c, api.LeaderLease())
+	if err != nil {
+		return nil, err
 	}
-	if h := l.Host(o.Spec.Holder); h != nil {
+	if h := l.Host(le.Spec.Holder); h != nil {
 		return h, nil
 	}
-	return nil, errs.New(errs.NotFound, "the leader is %q, none of the lab", o.Spec.Holder)
+	return nil, errs.New(errs.NotFound, "the leader is %q, none of the lab", le.Spec.Holder)
 }

@@ -199,3 +199,21 @@ func (h *Host) FillDisk(left int64) error {
 func (h *Host) FreeDisk() error { return os.RemoveAll(h.ballast()) }
 
 func (h *Host) ballast() string { return filepath.Join(h.State, "ballast") }
+
+// Args are the process's; none when it has ended.
+func (p Process) Args() []string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.Pid))
+	if err != nil || len(b) == 0 {
+		return nil
+	}
+	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
+}
+
+// Wipe makes the host one that has never been in a pool, as if its system was installed anew. Its daemon must not run.
+func (h *Host) Wipe() error {
+	out, err := h.Exec(filepath.Join(h.lab.Bin, "atolld"), append(append([]string{"down"}, h.where()...), "--data")...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("wipe %s: %w: %s", h.Name, err, out)
+	}
+	return os.MkdirAll(h.State, 0o711)
+}

@@ -169,7 +169,7 @@ func again(ctx context.Context, l *lab.Lab) error {
 	return l.WaitMembers(ctx, lab.Members(len(l.Hosts)))
 }
 
-func status(_ context.Context, w io.Writer, _ []string) error {
+func status(ctx context.Context, w io.Writer, _ []string) error {
 	l, err := lab.Open(name)
 	if err != nil {
 		return err
@@ -200,7 +200,7 @@ func status(_ context.Context, w io.Writer, _ []string) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	if h, err := l.Leader(); err == nil {
+	if h, err := l.Leader(ctx); err == nil {
 		fmt.Fprintf(w, "\n%s leads the pool.\n", h.Name)
 	}
 	return nil
