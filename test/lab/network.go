@@ -2,7 +2,6 @@ package lab
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -21,11 +20,7 @@ const (
 
 // ownHub is this process's namespace as the switch. The machine's own must not be used.
 func ownHub() (*rig.Space, error) {
-	mine, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		return nil, err
-	}
-	if machine, err := os.Readlink("/proc/1/ns/net"); err != nil || mine == machine {
+	if !rig.IsAlone() {
 		return nil, errs.New(errs.Conflict, "this process is in the machine's network namespace; a lab must not touch it").WithHint("call rig.Alone first, or leave Options.Here out")
 	}
 	return rig.OwnSpace(), nil

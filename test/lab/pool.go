@@ -158,7 +158,7 @@ func (l *Lab) Admin() (token, caFile string, err error) {
 	name := "lab-" + fmt.Sprint(os.Getpid())
 	for _, args := range [][]string{
 		{"user", "create", "lab"},
-		{"user", "bind", "lab", "admin"},
+		{"user", "bind", "lab", "admin", "--pool"},
 	} {
 		if _, err := l.Do(args...); err != nil && !strings.Contains(err.Error(), "exists") {
 			return "", "", err

@@ -2,9 +2,11 @@ package rig
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -101,4 +103,45 @@ func Output(cmd *exec.Cmd) (stdout, stderr string, err error) {
 	cmd.Stdout, cmd.Stderr = &out, &errb
 	err = cmd.Run()
 	return out.String(), errb.String(), err
+}
+
+// aloneVar tells a process that Alone has started which namespace it must not be in.
+const aloneVar = "ATOLL_RIG_ALONE"
+
+// IsAlone reports whether this process is in a network namespace that Alone made.
+func IsAlone() bool {
+	mine, err := os.Readlink("/proc/self/ns/net")
+	from := os.Getenv(aloneVar)
+	return err == nil && from != "" && from != mine
+}
+
+// Alone puts this process into a network namespace of its own, by starting it anew there: what it does cannot
+// touch the machine's network, and it reaches the hosts of a lab that is made with Options.Here by their
+// addresses. Call it first in main.
+func Alone() error {
+	if IsAlone() {
+		return nil
+	}
+	mine, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command("unshare", append([]string{"--net", self}, os.Args[1:]...)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), aloneVar+"="+mine)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	signal.Ignore(os.Interrupt) // the child cleans up
+	err = cmd.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		os.Exit(max(exit.ExitCode(), 1))
+	}
+	if err != nil {
+		return fmt.Errorf("a network namespace of its own: %w", err)
+	}
+	os.Exit(0)
+	return nil
 }
