@@ -34,7 +34,8 @@ type node struct {
 	clk clock.Clock
 	log *slog.Logger
 
-	st     store.Store // as this node may write: by its lease
+	st     store.Store   // as this node may write: by its lease
+	remote *remote.Store // what is below it; nil where the pool began, which has the state in this process
 	agent  *agent.Agent
 	rec    *reconcile.Recorder
 	holder *lease.Holder
@@ -60,6 +61,7 @@ type nodeDeps struct {
 
 func newNode(d nodeDeps) (*node, error) {
 	n := &node{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, ways: map[string]*lease.Remote{}}
+	n.remote, _ = d.store.(*remote.Store)
 	n.warden = newWarden(fence.New(fence.Config{Run: d.c.Run, Group: d.c.Group, Start: fence.Spawn(d.c.Run, d.c.Group), Clock: d.clk, Log: d.log, OnFenced: n.fenced}), d.log)
 	n.holder = lease.NewHolder(lease.HolderDeps{HolderConfig: lease.HolderConfig{Interval: d.c.Heartbeat.D()}, Clock: d.clk, Log: d.log, Ways: n.servers,
 		Boot: boot.Now, Extended: n.warden.extend})
@@ -209,6 +211,11 @@ func (n *node) endpoints(ctx context.Context) error {
 	}
 	if len(urls) == 0 {
 		return nil
+	}
+	if n.remote != nil {
+		if err := n.remote.Use(urls); err != nil {
+			return err
+		}
 	}
 	return n.id.SetEndpoints(urls)
 }
