@@ -8,6 +8,10 @@
 // the pool's, the status is the node's, unless the pool has assigned the instance anew.
 // Every other change needs a server, as it does without a replica.
 //
+// The revisions of List and Watch order what this replica shows. They are the pool's as
+// long as its changes come in their order; what comes late, or is known here only, gets a
+// number of the replica's own. So they mean something to this replica and nobody else.
+//
 // Open reads the disk; Run owns all goroutines and waits for them; Close after it. A
 // replica must never acknowledge a report that is not on the disk, tell anything without
 // the node's lease as it is held now, or change what is the pool's.
@@ -229,6 +233,9 @@ func (r *Replica) beyond(ctx context.Context, ref api.Ref) (api.Object, error) {
 	tctx, cancel := context.WithTimeout(ctx, tryFor)
 	defer cancel()
 	o, err := r.cfg.Source.Get(tctx, ref)
+	if err == nil {
+		err = r.whose(tctx, o)
+	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -257,6 +264,47 @@ func (r *Replica) beyond(ctx context.Context, ref api.Ref) (api.Object, error) {
 		r.put(o, false)
 	}
 	return o, nil
+}
+
+// whose brings the assignment of an instance up to date that says it is on another node. It
+// comes by another way than the instance, and must not be older: this node would take
+// for its own what has moved on.
+func (r *Replica) whose(ctx context.Context, o api.Object) error {
+	in, ok := o.(*api.Instance)
+	if !ok || in.Status.Node == "" || in.Status.Node == r.cfg.Node {
+		return nil
+	}
+	ref := api.Ref{Kind: api.KindAssignment, Tenant: in.Tenant, Name: in.Name}
+	p := r.part(ref.Kind)
+	if p == nil {
+		return nil
+	}
+	as, err := r.cfg.Source.Get(ctx, ref)
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		return fmt.Errorf("read %s: %w", ref, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at, here := in.Revision, false
+	if b := r.st.base[ref]; b != nil {
+		at = max(at, b.obj.Metadata().Revision)
+	}
+	if err == nil {
+		if at, here = as.Metadata().Revision, p.sel.Matches(as); at <= p.at {
+			return nil // known already, and maybe what came after
+		}
+		if b := r.st.base[ref]; b != nil && b.obj.Metadata().Revision >= at {
+			return nil
+		}
+	}
+	if here {
+		r.put(as, true)
+	} else {
+		p.gone[ref] = at
+		r.leave(ref)
+	}
+	r.show(p, at, ref)
+	return nil
 }
 
 // named reports whether an assignment to this node is for o. r.mu is held.
@@ -521,6 +569,9 @@ func (r *Replica) put(o api.Object, followed bool) {
 		rec = record{Named: raw}
 	}
 	r.keep(false, rec)
+	if ref.Kind == api.KindAssignment {
+		r.unnamed(ref)
+	}
 	mine := r.st.tell[ref]
 	switch {
 	case mine == nil:
@@ -544,9 +595,17 @@ func (r *Replica) leave(ref api.Ref) {
 		return
 	}
 	r.keep(false, record{Gone: &ref})
-	in := api.Ref{Kind: api.KindInstance, Tenant: ref.Tenant, Name: ref.Name}
-	if n := r.st.base[in]; ref.Kind == api.KindAssignment && n != nil && !n.followed && r.st.tell[in] == nil {
-		r.keep(false, record{Gone: &in}) // only the assignment named it
+	if ref.Kind == api.KindAssignment {
+		r.unnamed(ref)
+	}
+}
+
+// unnamed drops the instance that was kept only because an assignment named it, when that
+// does so no more. r.mu is held.
+func (r *Replica) unnamed(as api.Ref) {
+	in := api.Ref{Kind: api.KindInstance, Tenant: as.Tenant, Name: as.Name}
+	if b := r.st.base[in]; b != nil && !b.followed && r.st.tell[in] == nil && !r.named(b.obj) {
+		r.keep(false, record{Gone: &in})
 	}
 }
 
