@@ -220,20 +220,20 @@ func (g *rig) report(i int) {
 
 // edit is what the control plane does to an object.
 func edit[T api.Object](g *rig, ref api.Ref, fn func(T)) {
-	o, err := store.Get[T](context.Background(), g.g.Mem, ref)
-	if err != nil {
-		return
+	for {
+		o, err := store.Get[T](context.Background(), g.g.Mem, ref)
+		if err != nil {
+			return
+		}
+		o = api.Clone(o)
+		fn(o)
+		switch _, err = g.g.Mem.Commit(context.Background(), store.Update(o)); {
+		case err == nil:
+			return
+		case !errors.Is(err, errs.Conflict): // else the node was faster
+			g.t.Fatal(err)
+		}
 	}
-	o = api.Clone(o)
-	fn(o)
-	g.pool(store.Update(o))
-}
-
-// pending reports whether a report waits, and so must win over what the pool writes.
-func (g *rig) pending(i int) bool {
-	g.r.mu.Lock()
-	defer g.r.mu.Unlock()
-	return g.r.st.tell[ref(api.KindInstance, i)] != nil
 }
 
 func (g *rig) step(what string, i int) {
@@ -243,10 +243,12 @@ func (g *rig) step(what string, i int) {
 	case "spec":
 		edit(g, ref(api.KindInstance, i), func(in *api.Instance) { in.Spec.Restarts++; g.specs[i] = in.Spec.Restarts })
 	case "doubt": // the pool gives its host up and says so
-		if !g.pending(i) {
-			delete(g.acks, i)
-		}
-		edit(g, ref(api.KindInstance, i), func(in *api.Instance) { in.Status.State = api.StateUnknown; in.Status.Starts = -1 })
+		edit(g, ref(api.KindInstance, i), func(in *api.Instance) {
+			if in.Status.Starts >= g.acks[i].starts { // it has heard; what is still to be told must win
+				delete(g.acks, i)
+			}
+			in.Status.State, in.Status.Starts = api.StateUnknown, -1
+		})
 	case "move":
 		edit(g, ref(api.KindAssignment, i), func(as *api.Assignment) { as.Spec.Node = "isle3"; as.Spec.Generation++ })
 		edit(g, ref(api.KindInstance, i), func(in *api.Instance) { in.Status.Node = "isle3"; in.Status.Starts = -1 })

@@ -45,8 +45,10 @@ type record struct {
 	Lease *Lease          `json:"lease,omitempty"` // of duration 0: there is none any more
 }
 
+// head is whose log it is.
 type head struct {
 	Node string `json:"node"`
+	Pool string `json:"pool"`
 }
 
 // position is how far the copy of a kind has come.
@@ -57,7 +59,7 @@ type position struct {
 
 // state is what a log says.
 type state struct {
-	node  string
+	head  head
 	base  map[api.Ref]*base
 	tell  map[api.Ref]api.Object
 	at    map[api.Kind]int64
@@ -68,10 +70,11 @@ type state struct {
 type base struct {
 	obj      api.Object
 	followed bool // a watch tells of its changes; otherwise an assignment names it
+	fresh    bool // this process has it from the pool; otherwise an earlier one had
 }
 
-func newState(node string) *state {
-	return &state{node: node, base: map[api.Ref]*base{}, tell: map[api.Ref]api.Object{}, at: map[api.Kind]int64{}}
+func newState(h head) *state {
+	return &state{head: h, base: map[api.Ref]*base{}, tell: map[api.Ref]api.Object{}, at: map[api.Kind]int64{}}
 }
 
 // apply takes in one record; false: it makes no sense.
@@ -85,7 +88,7 @@ func (s *state) apply(r record) bool {
 	}
 	switch {
 	case r.Head != nil:
-		s.node = r.Head.Node
+		s.head = *r.Head
 	case r.Put != nil, r.Named != nil:
 		raw := r.Put
 		if raw == nil {
@@ -95,7 +98,7 @@ func (s *state) apply(r record) bool {
 		if o == nil {
 			return false
 		}
-		s.base[api.RefOf(o)] = &base{o, r.Put != nil}
+		s.base[api.RefOf(o)] = &base{obj: o, followed: r.Put != nil}
 	case r.Gone != nil:
 		delete(s.base, *r.Gone)
 	case r.Tell != nil:
@@ -118,7 +121,8 @@ func (s *state) apply(r record) bool {
 
 // records is the shortest log that says the same.
 func (s *state) records() ([]record, error) {
-	out := []record{{Head: &head{s.node}}}
+	h := s.head
+	out := []record{{Head: &h}}
 	for _, b := range s.base {
 		raw, err := api.Encode(b.obj)
 		if err != nil {
@@ -168,7 +172,7 @@ func decode(log []byte) (*state, int, error) {
 	if len(log) < len(magic) || string(log[:len(magic)]) != magic {
 		return nil, 0, errs.New(errs.Unsupported, "not a replica that this version can read")
 	}
-	s, good := newState(""), len(magic)
+	s, good := newState(head{}), len(magic)
 	for {
 		rest := log[good:]
 		if len(rest) < frameHead {
@@ -197,14 +201,14 @@ type journal struct {
 
 // openJournal reads what is there. What cannot be read at all is put aside: the pool has
 // the rest.
-func openJournal(path, node string) (*journal, *state, error) {
+func openJournal(path string, whose head) (*journal, *state, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, nil, errs.New(errs.Internal, "directory of the replica: %w", err)
 	}
 	j := &journal{path: path, size: -1}
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		s := newState(node)
+		s := newState(whose)
 		return j, s, j.rewrite(s)
 	}
 	if err != nil {
@@ -217,11 +221,11 @@ func openJournal(path, node string) (*journal, *state, error) {
 		}
 	}
 	s, _, err := decode(log)
-	if err != nil || s.node != node {
+	if err != nil || s.head != whose {
 		if err := os.Rename(path, path+".unread"); err != nil {
 			return nil, nil, errs.New(errs.Internal, "put the unreadable replica aside: %w", err)
 		}
-		s = newState(node)
+		s = newState(whose)
 	}
 	return j, s, j.rewrite(s) // short, and without what a crash left at its end
 }

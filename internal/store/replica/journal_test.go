@@ -28,7 +28,7 @@ func encode(t testing.TB, o api.Object) []byte {
 func story(t testing.TB) []record {
 	gone := ref(api.KindInstance, 1)
 	return []record{
-		{Head: &head{self}}, {Put: encode(t, instance(1, "a"))}, {Named: encode(t, instance(2, "b"))}, {At: &position{api.KindInstance, 7}},
+		{Head: &head{self, "p"}}, {Put: encode(t, instance(1, "a"))}, {Named: encode(t, instance(2, "b"))}, {At: &position{api.KindInstance, 7}},
 		{Tell: encode(t, instance(2, "b"))}, {Lease: &Lease{Epoch: 3, Rev: 5, Duration: time.Hour, Boot: "x", BootEnd: time.Hour}}, {Gone: &gone},
 		{Put: encode(t, instance(3, "c"))}, {Told: ptr(ref(api.KindInstance, 2))},
 	}
@@ -49,7 +49,7 @@ func write(t testing.TB, recs []record) (log []byte, ends []int) {
 }
 
 func same(a, b *state) bool {
-	return a.node == b.node && reflect.DeepEqual(a.base, b.base) && reflect.DeepEqual(a.tell, b.tell) && reflect.DeepEqual(a.at, b.at) && a.lease == b.lease
+	return a.head == b.head && reflect.DeepEqual(a.base, b.base) && reflect.DeepEqual(a.tell, b.tell) && reflect.DeepEqual(a.at, b.at) && a.lease == b.lease
 }
 
 // Wherever a crash cuts the log: what was whole before is read, and nothing else.
@@ -57,7 +57,7 @@ func TestATornLogIsReadToTheTear(t *testing.T) {
 	recs := story(t)
 	log, ends := write(t, recs)
 	for cut := len(magic); cut <= len(log); cut++ {
-		want, whole := newState(""), 0
+		want, whole := newState(head{}), 0
 		for whole < len(recs) && ends[whole] <= cut {
 			want.apply(recs[whole])
 			whole++
@@ -88,7 +88,7 @@ func TestAForeignFileIsPutAside(t *testing.T) {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		j, s, err := openJournal(path, self)
+		j, s, err := openJournal(path, head{Node: self})
 		if err != nil || len(s.base) != 0 {
 			t.Fatal(name, s, err)
 		}
@@ -103,7 +103,7 @@ func TestAForeignFileIsPutAside(t *testing.T) {
 
 func TestTheFileStaysSmallAndPrivate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "replica", self)
-	j, s, err := openJournal(path, self)
+	j, s, err := openJournal(path, head{Node: self})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestTheFileStaysSmallAndPrivate(t *testing.T) {
 	for i := range 20000 {
 		o := instance(i%10, "a")
 		o.Spec.Image = fmt.Sprint("image", i)
-		s.base[api.RefOf(o)] = &base{o, true}
+		s.base[api.RefOf(o)] = &base{obj: o, followed: true}
 		if err := j.append(s, i%1000 == 0, record{Put: encode(t, o)}); err != nil {
 			t.Fatal(err)
 		}
@@ -125,7 +125,7 @@ func TestTheFileStaysSmallAndPrivate(t *testing.T) {
 		t.Errorf("mode %s", info.Mode())
 	}
 	_ = j.f.Close() // as a kill does
-	again, got, err := openJournal(path, self)
+	again, got, err := openJournal(path, head{Node: self})
 	if err != nil || !same(got, s) {
 		t.Fatalf("%v\n%v\n%v", got, s, err)
 	}
@@ -138,13 +138,13 @@ func TestTheFileStaysSmallAndPrivate(t *testing.T) {
 // behind a tear.
 func TestAFullDiskLeavesNoGap(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "replica", self)
-	j, s, err := openJournal(path, self)
+	j, s, err := openJournal(path, head{Node: self})
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = j.f.Close() // what is written now fails
 	o := instance(1, "a")
-	s.base[api.RefOf(o)] = &base{o, true}
+	s.base[api.RefOf(o)] = &base{obj: o, followed: true}
 	if err := j.append(s, true, record{Put: encode(t, o)}); err == nil {
 		t.Fatal("written to a closed file")
 	}

@@ -34,6 +34,7 @@ import (
 // Config is what a replica works with.
 type Config struct {
 	Node   string
+	Pool   string      // which pool it is; what is on the disk of another one is put aside
 	Source store.Store // the pool
 	Path   string      // of the file
 	Clock  clock.Clock
@@ -104,7 +105,7 @@ func Open(c Config) (*Replica, error) {
 	if c.parts == nil {
 		c.parts = Parts(c.Node)
 	}
-	j, st, err := openJournal(c.Path, c.Node)
+	j, st, err := openJournal(c.Path, head{c.Node, c.Pool})
 	if err != nil {
 		return nil, err
 	}
@@ -484,7 +485,7 @@ func (r *Replica) refresh(ctx context.Context, p *part, minRev int64) (int64, er
 		clear(p.gone)
 		p.at, p.listed = 0, 0
 	}
-	if !p.loaded || rev > p.at { // otherwise a watch, or another list, was faster
+	if p.listed == 0 || rev > p.at { // otherwise a watch, or another list, was faster
 		r.merge(p, objs, rev, other)
 		p.at = rev
 		r.keep(false, record{At: &position{p.sel.Kind, rev}})
@@ -503,7 +504,8 @@ func (r *Replica) refresh(ctx context.Context, p *part, minRev int64) (int64, er
 	return rev, nil
 }
 
-// merge makes a list what is known, but for what this node has written since. r.mu is held.
+// merge makes a list what is known, but for what this node has written since. What an
+// earlier process left on the disk counts for nothing against it. r.mu is held.
 func (r *Replica) merge(p *part, objs []api.Object, rev int64, other bool) {
 	there := make(map[api.Ref]bool, len(objs))
 	var changed []api.Ref
@@ -511,13 +513,16 @@ func (r *Replica) merge(p *part, objs []api.Object, rev int64, other bool) {
 		ref, m := api.RefOf(o), o.Metadata()
 		there[ref] = true
 		b := r.st.base[ref]
-		if other || b == nil && m.Revision > p.gone[ref] || b != nil && (!b.followed || m.Revision > b.obj.Metadata().Revision) {
+		switch {
+		case b != nil && b.followed && !b.fresh && sameJSON(b.obj, o):
+			b.fresh = true
+		case other, b == nil && m.Revision > p.gone[ref], b != nil && (!b.followed || !b.fresh || m.Revision > b.obj.Metadata().Revision):
 			r.put(o, true)
 			changed = append(changed, ref)
 		}
 	}
 	for ref, b := range r.st.base {
-		if ref.Kind == p.sel.Kind && b.followed && !there[ref] && (other || b.obj.Metadata().Revision <= rev) {
+		if ref.Kind == p.sel.Kind && b.followed && !there[ref] && (other || !b.fresh || b.obj.Metadata().Revision <= rev) {
 			r.leave(ref)
 			changed = append(changed, ref)
 		}
@@ -558,7 +563,7 @@ func (r *Replica) heard(p *part, evs []store.Event) {
 // put notes an object as the pool has it. r.mu is held.
 func (r *Replica) put(o api.Object, followed bool) {
 	ref := api.RefOf(o)
-	r.st.base[ref] = &base{o, followed}
+	r.st.base[ref] = &base{o, followed, true}
 	raw, err := api.Encode(o)
 	if err != nil {
 		r.cfg.Log.Error("cannot keep an object for the time without a server", "ref", ref.String(), "error", err)
