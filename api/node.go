@@ -147,6 +147,16 @@ func (n *Node) Ready() bool {
 	return c != nil && c.Status
 }
 
+// ReasonOutOfReach is why a node is not ready that is not heard of but may run on alone
+// (spec.disconnectAllowed): its lease is held.
+const ReasonOutOfReach = "OutOfReach"
+
+// Away reports whether the node is not heard of, but may run on alone.
+func (n *Node) Away() bool {
+	c := n.Condition(ConditionReady)
+	return c != nil && !c.Status && c.Reason == ReasonOutOfReach
+}
+
 // Condition finds a condition; nil when it was never said.
 func (n *Node) Condition(typ string) *Condition {
 	for i := range n.Status.Conditions {
@@ -257,8 +267,11 @@ func nodeDefinition() *Definition {
 			{Name: "STATE", Value: func(o Object, _ time.Time) string {
 				n := o.(*Node)
 				s := "not ready"
-				if n.Ready() {
+				switch {
+				case n.Ready():
 					s = "ready"
+				case n.Away():
+					s = "away (runs on alone)"
 				}
 				if n.Spec.Cordoned {
 					s += ",cordoned"

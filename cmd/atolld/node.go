@@ -21,6 +21,7 @@ import (
 	"atoll/internal/reconcile"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
+	"atoll/internal/store/replica"
 	"atoll/internal/sys/boot"
 	"atoll/internal/sys/cgroup"
 	"atoll/internal/tunnel"
@@ -40,9 +41,10 @@ type node struct {
 	rec    *reconcile.Recorder
 	holder *lease.Holder
 	warden *warden
-	id     *join.Identity // nil: this host is alone, and listens nowhere
-	link   *wire.Link     // nil as well
-	plane  func() *plane  // the control plane in this process; gives nil while there is none
+	id     *join.Identity   // nil: this host is alone, and listens nowhere
+	link   *wire.Link       // nil as well
+	plane  func() *plane    // the control plane in this process; gives nil while there is none
+	rep    *replica.Replica // what the agent works on, where others keep the state; else nil
 
 	mu   sync.Mutex
 	ways map[string]*lease.Remote // by endpoint
@@ -90,11 +92,14 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 		n.link.Set(n.others())
 		g.Go(func() error { return n.link.Run(ctx) })
 	}
-	if err := n.holder.First(ctx); err != nil {
+	alone, err := n.first(ctx)
+	if err != nil {
 		return fmt.Errorf("take the lease of %s: %w", n.c.Node, err)
 	}
-	if err := n.agent.LeaseTaken(ctx, n.holder.Rev()); err != nil {
-		return err
+	if !alone {
+		if err := n.agent.LeaseTaken(ctx, n.holder.Rev()); err != nil {
+			return err
+		}
 	}
 	if err := n.agent.Start(ctx); err != nil {
 		return err
@@ -123,7 +128,10 @@ func (n *node) run(ctx context.Context) error {
 	// The heart must not wait for what is done about a lease that was lost or taken.
 	taken, lost := make(chan struct{}, 1), make(chan struct{}, 1)
 	n.holder.Took = func(lease.Grant) { poke(taken) }
-	n.holder.Lost = func() { poke(lost) }
+	n.holder.Lost = func() {
+		n.dropLease()
+		poke(lost)
+	}
 	g.Go(func() error { return n.holder.Run(ctx) })
 	g.Go(func() error {
 		return each(ctx, lost, func() { n.agent.LeaseLost(ctx) })
@@ -131,6 +139,9 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error {
 		return each(ctx, taken, func() { n.catchUp(ctx) })
 	})
+	if n.rep != nil {
+		g.Go(func() error { return n.keepLease(ctx) })
+	}
 	g.Go(func() error { return n.warden.run(ctx) })
 	g.Go(func() error { return n.rec.Run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })

@@ -284,7 +284,7 @@ func (k *Keeper) giveUp(ctx context.Context, lease *api.Lease, heard time.Time, 
 	switch {
 	case err == nil:
 		n := api.Clone(node)
-		reason, msg := "OutOfReach", fmt.Sprintf("not heard of since %s; it may run on alone for %s", heard.UTC().Format(time.TimeOnly), k.allowed(lease))
+		reason, msg := api.ReasonOutOfReach, fmt.Sprintf("not heard of since %s; it may run on alone for %s", heard.UTC().Format(time.TimeOnly), k.allowed(lease))
 		if over {
 			reason, msg = "LeaseExpired", fmt.Sprintf("not heard of since %s", heard.UTC().Format(time.TimeOnly))
 		}
