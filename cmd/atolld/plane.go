@@ -44,6 +44,7 @@ type plane struct {
 	shared *store.Shared // asks a majority once for everybody who waits
 	cache  *store.Cache
 	st     *quota.Store // admission over the mirror: what controllers and this host's agent write to
+	fresh  *store.Fresh // the same, reading what is true now
 	ca     *auth.CA
 	hub    *tunnel.Hub
 	srv    *server.Server
@@ -64,7 +65,8 @@ func openPlane(ctx context.Context, c config, peers etcdstore.Peers, clk clock.C
 	p.st = quota.New(p.cache)
 	p.st.Reserve = quota.Reserve{Buffer: c.Buffer, Spare: c.Spare}
 	p.ca = auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
-	fresh := store.NewFresh(p.st, p.cache, p.shared)
+	p.fresh = store.NewFresh(p.st, p.cache, p.shared)
+	fresh := p.fresh
 	p.srv = server.New(server.Deps{Store: fresh, Auth: auth.New(clk, auth.Config{}), CA: p.ca, Hub: p.hub, Clock: clk, Rand: rand.Reader, Log: log,
 		Lists: fresh, Base: base, Group: base, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log),
 		NodeStream: p.nodeStream, Power: func(b api.BMC) (bmc.Power, error) { return bmc.Open(b, bmc.Dir) }}, serverConfig(c))
@@ -97,7 +99,7 @@ func (p *plane) reign(ctx context.Context) error {
 	for _, x := range cs {
 		engine.Add(x, control.Workers(x))
 	}
-	k := lease.NewKeeper(lease.Deps{Config: lease.Config{Duration: p.c.Lease.D()}, Store: st, Src: p.shared, Clock: p.clk, Log: p.log})
+	k := lease.NewKeeper(lease.Deps{Config: lease.Config{Duration: p.c.Lease.D()}, Store: st, Fresh: p.fresh, Term: rev, Sole: p.base.Sole, Clock: p.clk, Log: p.log})
 	if err := k.Load(ctx); err != nil {
 		return err
 	}

@@ -87,8 +87,9 @@ type Deps struct {
 	Facts func(ctx context.Context) (api.NodeStatus, error)
 }
 
-// Lease tells whether what must not run twice may run now.
-type Lease interface{ Held() bool }
+// Lease tells whether what must not run twice may run now, and the revision at which the
+// lease was taken.
+type Lease interface{ Term() (rev int64, held bool) }
 
 // Guard is told which resource groups to empty when the lease ends.
 type Guard interface {
@@ -104,9 +105,9 @@ type Agent struct {
 
 	unsynced bool // names of images were not compared with the pool's; Start's, then upkeep's
 
-	mu     sync.Mutex
-	lives  map[string]*life // by runtime ID
-	behind bool             // what the store showed may be older than the lease
+	mu    sync.Mutex
+	lives map[string]*life // by runtime ID
+	seen  int64            // the lease that what the store shows is no older than
 
 	groupMu    sync.Mutex
 	groups     map[string]Share // tenants' groups as last written

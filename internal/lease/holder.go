@@ -71,6 +71,13 @@ func (h *Holder) Rev() int64 {
 	return h.grant.Rev
 }
 
+// Term is Rev and Held of the same moment.
+func (h *Holder) Term() (rev int64, held bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.grant.Rev, h.held()
+}
+
 // Held reports whether what must not run twice may run now. Alone, it always may.
 func (h *Holder) Held() bool {
 	h.mu.Lock()

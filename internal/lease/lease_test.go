@@ -46,18 +46,19 @@ func newPool(t *testing.T, seed uint64, servers int) *pool {
 	return p
 }
 
-// Sole and Sync: a server leads, as a majority sees it, while nobody took the lease after it.
-func (s *server) Sole() bool { return false }
+// fresh is the store as a server sees it after it has asked a majority. That answers to
+// every server, also to one that leads no more.
+type fresh struct {
+	*store.Mem
+	s *server
+}
 
-func (s *server) Sync(ctx context.Context) (int64, error) {
-	if err := (clock.Real{}).Sleep(ctx, s.dice(5*time.Millisecond)); err != nil {
-		return 0, err
+// Get reads one object as it is now.
+func (f fresh) Get(ctx context.Context, ref api.Ref) (api.Object, error) {
+	if err := (clock.Real{}).Sleep(ctx, f.s.dice(5*time.Millisecond)); err != nil {
+		return nil, err
 	}
-	o, err := s.mem.Get(ctx, api.LeaderLease())
-	if err != nil || o.Metadata().Revision != s.rev.Load() {
-		return 0, errs.New(errs.Unavailable, "%s does not lead", s.name)
-	}
-	return o.Metadata().Revision, nil
+	return f.Mem.Get(ctx, ref)
 }
 
 func (p *pool) dice(most time.Duration) time.Duration {
@@ -80,7 +81,7 @@ func (s *server) lead(ctx context.Context) {
 		s.t.Fatal(err)
 	}
 	s.rev.Store(rev)
-	k := NewKeeper(Deps{Store: store.Fenced(s.mem, api.LeaderLease(), func() int64 { return rev }), Src: store.NewShared(s), Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler)})
+	k := NewKeeper(Deps{Store: store.Fenced(s.mem, api.LeaderLease(), func() int64 { return rev }), Fresh: fresh{s.mem, s}, Term: rev, Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler)})
 	kctx, stop := context.WithCancel(ctx)
 	s.stop, s.ended = stop, make(chan struct{})
 	done := s.ended
