@@ -283,7 +283,7 @@ func (h *daemon) asked(ctx context.Context, rs *remote.Store) (*membership, erro
 
 // ask gives nil when this host is not wanted.
 func (h *daemon) ask(ctx context.Context, rs *remote.Store) (*membership, error) {
-	m, err := store.Get[*api.Member](ctx, rs, api.Ref{Kind: api.KindMember, Name: h.c.Node})
+	m, err := store.Get[*api.Member](ctx, h.rep, api.Ref{Kind: api.KindMember, Name: h.c.Node})
 	if errors.Is(err, errs.NotFound) || err == nil && m.Spec.State != api.MemberWanted && m.Spec.State != api.MemberLearner {
 		return nil, nil //nolint:nilnil // not wanted
 	}
