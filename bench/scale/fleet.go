@@ -196,7 +196,7 @@ func (h *host) live(ctx context.Context) error {
 			return err
 		}
 		g.Go(func() error { return h.follow(ctx, a, taken) })
-		g.Go(func() error { return h.poll(ctx, st) })
+		g.Go(func() error { return h.members(ctx, st) })
 		g.Go(func() error { return rec.Run(ctx) })
 		g.Go(func() error { return a.Run(ctx) })
 	}

@@ -2,13 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"atoll/api"
 	"atoll/bench/lib"
@@ -31,28 +31,13 @@ func (b *bench) create(ctx context.Context) error {
 	}
 	stop := b.profile("create")
 	began, c0 := time.Now(), b.proc.cpu()
-	var next, done atomic.Int64
-	var made time.Duration
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var first error
-	for range b.o.clients {
-		wg.Go(func() {
-			for i := int(next.Add(1)) - 1; i < n && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
-				if _, err := b.user.Create(ctx, instance(i), ""); err != nil {
-					mu.Lock()
-					first = errors.Join(first, fmt.Errorf("create %s: %w", name(i), err))
-					mu.Unlock()
-					return
-				}
-				done.Add(1)
-			}
-		})
+	if err := b.each(ctx, n, func(i int) error {
+		_, err := b.user.Create(ctx, instance(i), "")
+		return err
+	}); err != nil {
+		return err
 	}
-	wg.Wait()
-	if made = time.Since(began); first != nil {
-		return first
-	}
+	made := time.Since(began)
 	b.out["creates_per_s"] = lib.Round(float64(n)/made.Seconds(), 0)
 	b.say("%d instances created in %s (%.0f/s), %d run", n, made.Round(10*time.Millisecond), float64(n)/made.Seconds(), b.running.Load())
 	if err := b.until(ctx, "instances run", int64(n), b.running.Load); err != nil {
@@ -63,7 +48,45 @@ func (b *bench) create(ctx context.Context) error {
 	b.out["running_per_s"] = lib.Round(float64(n)/took.Seconds(), 0)
 	b.out["cpu_ms_per_instance"] = lib.Round(float64((b.proc.cpu()-c0).Microseconds())/1000/float64(n), 2)
 	b.say("all run after %s (%.0f/s)", took.Round(10*time.Millisecond), float64(n)/took.Seconds())
-	return b.verify(ctx)
+	if err := b.verify(ctx); err != nil {
+		return err
+	}
+	return b.reserve(ctx)
+}
+
+// reserve creates instances that are not to run: what the API, quota and the store take
+// when the simulated hosts leave them the processors.
+func (b *bench) reserve(ctx context.Context) error {
+	n, began := min(b.o.instances/4, 5000), time.Now()
+	if err := b.each(ctx, n, func(i int) error {
+		in := instance(b.o.instances + i)
+		in.Spec.Stopped = true
+		_, err := b.user.Create(ctx, in, "")
+		return err
+	}); err != nil {
+		return err
+	}
+	took := time.Since(began)
+	b.out["creates_stopped_per_s"] = lib.Round(float64(n)/took.Seconds(), 0)
+	b.say("%d more that are not to run created in %s (%.0f/s)", n, took.Round(10*time.Millisecond), float64(n)/took.Seconds())
+	return nil
+}
+
+// each calls fn for 0 to n, by so many clients at once, until one fails.
+func (b *bench) each(ctx context.Context, n int, fn func(i int) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range b.o.clients {
+		g.Go(func() error {
+			for i := int(next.Add(1)) - 1; i < n && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+				if err := fn(i); err != nil {
+					return fmt.Errorf("create %s: %w", name(i), err)
+				}
+			}
+			return ctx.Err()
+		})
+	}
+	return g.Wait()
 }
 
 // verify asks the pool itself.
