@@ -199,10 +199,7 @@ func forgetMembership(state string) error {
 	return nil
 }
 
-const (
-	partPoll  = 2 * time.Second
-	partAgain = 15 * time.Second
-)
+const partAgain = 15 * time.Second
 
 // takePart follows whether this host is wanted among those that keep the state: it
 // begins when it is, and clears up when it no longer is. mem is what an earlier process
@@ -266,30 +263,40 @@ func (h *daemon) keepState(ctx context.Context, mem *membership) error {
 }
 
 // asked waits until this host is wanted, asks for its part, and keeps what it needs.
-func (h *daemon) asked(ctx context.Context, rs *remote.Store) (*membership, error) {
-	for {
-		m, err := h.ask(ctx, rs)
+func (h *daemon) asked(ctx context.Context, rs *remote.Store) (got *membership, err error) {
+	ctx, done := context.WithCancel(ctx)
+	defer done()
+	onChange(ctx, h.clk, h.rep, api.Selector{Kind: api.KindMember, Name: h.c.Node}, func() (int64, error) {
+		m, rev, err := h.ask(ctx, rs)
 		if m != nil {
-			return m, nil
-		}
-		if err != nil && ctx.Err() == nil {
+			got = m
+			done()
+		} else if err != nil && ctx.Err() == nil {
 			h.log.Warn("this host should keep the pool's state; trying again", "error", err)
 		}
-		if err := h.clk.Sleep(ctx, partPoll); err != nil {
-			return nil, err
-		}
+		return rev, err
+	})
+	if got == nil {
+		return nil, ctx.Err()
 	}
+	return got, nil
 }
 
-// ask gives nil when this host is not wanted.
-func (h *daemon) ask(ctx context.Context, rs *remote.Store) (*membership, error) {
-	m, err := store.Get[*api.Member](ctx, h.rep, api.Ref{Kind: api.KindMember, Name: h.c.Node})
-	if errors.Is(err, errs.NotFound) || err == nil && m.Spec.State != api.MemberWanted && m.Spec.State != api.MemberLearner {
-		return nil, nil //nolint:nilnil // not wanted
-	}
+// ask gives nil when this host is not wanted, as of a revision.
+func (h *daemon) ask(ctx context.Context, rs *remote.Store) (*membership, int64, error) {
+	list, rev, err := store.List[*api.Member](ctx, h.rep, api.Selector{Kind: api.KindMember, Name: h.c.Node})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
+	if len(list) == 0 || list[0].Spec.State != api.MemberWanted && list[0].Spec.State != api.MemberLearner {
+		return nil, rev, nil
+	}
+	m, err := h.join(ctx, rs)
+	return m, rev, err
+}
+
+// join takes the part that this host is wanted for.
+func (h *daemon) join(ctx context.Context, rs *remote.Store) (*membership, error) {
 	mine, err := reachable(h.c)
 	if err != nil {
 		return nil, err

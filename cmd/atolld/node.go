@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	mrand "math/rand/v2"
@@ -197,22 +198,56 @@ func (n *node) others() []string {
 	return out
 }
 
-// refresh follows which servers there are.
+// refresh follows which servers there are: those the members name, but for the one in
+// this process, which comes and goes as well.
 func (n *node) refresh(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		onChange(ctx, n.clk, n.st, api.Selector{Kind: api.KindMember}, func() (int64, error) {
+			rev, err := n.endpoints(ctx)
+			if err != nil && ctx.Err() == nil {
+				n.log.Debug("cannot learn where the servers are", "error", err)
+			}
+			return rev, err
+		})
+	})
 	for n.clk.Sleep(ctx, refreshEvery) == nil {
-		if err := n.endpoints(ctx); err != nil && ctx.Err() == nil {
-			n.log.Debug("cannot learn where the servers are", "error", err)
-		}
 		n.link.Set(n.others())
 	}
 	return ctx.Err()
 }
 
+// errChanged ends a watch that has told what it is there for.
+var errChanged = errors.New("something changed")
+
+const (
+	changeAgain = 2 * time.Second // after what failed
+	changeMost  = 5 * time.Minute // without a change
+)
+
+// onChange calls look, which gives the revision it looked at, at once, whenever what is
+// chosen has changed since, soon after it failed, and seldom otherwise. A thousand hosts
+// that ask every few seconds whether anything is new would be most of a server's work.
+func onChange(ctx context.Context, clk clock.Clock, st store.Store, sel api.Selector, look func() (int64, error)) {
+	for ctx.Err() == nil {
+		rev, err := look()
+		if err == nil {
+			wait, cancel := context.WithTimeout(ctx, changeMost)
+			err = st.Watch(wait, sel, rev, func(store.Event) error { return errChanged })
+			cancel()
+		}
+		if !errors.Is(err, errChanged) && !errors.Is(err, context.DeadlineExceeded) {
+			_ = clk.Sleep(ctx, changeAgain) // ends early only with ctx
+		}
+	}
+}
+
 // endpoints learns where the servers are, from the members themselves.
-func (n *node) endpoints(ctx context.Context) error {
-	list, _, err := store.List[*api.Member](ctx, n.st, api.Selector{Kind: api.KindMember})
+func (n *node) endpoints(ctx context.Context) (rev int64, err error) {
+	list, rev, err := store.List[*api.Member](ctx, n.st, api.Selector{Kind: api.KindMember})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var urls []string
 	for _, m := range list {
@@ -221,14 +256,14 @@ func (n *node) endpoints(ctx context.Context) error {
 		}
 	}
 	if len(urls) == 0 {
-		return nil
+		return rev, nil
 	}
 	if n.remote != nil {
 		if err := n.remote.Use(urls); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return n.id.SetEndpoints(urls)
+	return rev, n.id.SetEndpoints(urls)
 }
 
 // servers are the ways to whoever leads: the one in this process first.
