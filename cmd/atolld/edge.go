@@ -49,6 +49,7 @@ func (n *node) resume() {
 		return
 	}
 	n.holder.Resume(lease.Grant{Epoch: l.Epoch, Rev: l.Rev, Duration: l.Duration}, now+left)
+	n.agent.LeaseResumed(l.Rev)
 	n.log.Info("goes on with its lease from before", "for", left.Round(time.Second).String())
 }
 
@@ -62,7 +63,7 @@ func (n *node) keepLease(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for {
-		if g, until := n.holder.Tenure(); g.Duration >= longLease && n.holder.Held() {
+		if g, until := n.holder.Tenure(); g.Duration >= longLease && n.holder.Held() && n.agent.Seen() == g.Rev {
 			now := boot.Now()
 			// At is what the clock on the wall shows, without the monotonic part.
 			err := n.rep.SaveLease(replica.Lease{Epoch: g.Epoch, Rev: g.Rev, Duration: g.Duration, Boot: id, BootEnd: until, BootAt: now, At: n.clk.Now().Round(0).UTC()})

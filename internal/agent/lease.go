@@ -47,6 +47,21 @@ func (a *Agent) LeaseTaken(ctx context.Context, rev int64) error {
 	return nil
 }
 
+// LeaseResumed is told that this node goes on with a lease of an earlier process, that had
+// seen the pool by it (Seen): nothing was decided without this node since.
+func (a *Agent) LeaseResumed(rev int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.seen = rev
+}
+
+// Seen is the revision of the lease that the pool was looked at by; 0: by none yet.
+func (a *Agent) Seen() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seen
+}
+
 // LeaseLost stops everything that must not run twice, and returns when it has ended.
 func (a *Agent) LeaseLost(ctx context.Context) {
 	type victim struct {

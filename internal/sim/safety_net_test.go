@@ -20,12 +20,15 @@ type mirror struct {
 	rev   int64 // up to which it knows
 	acked int64 // of its own commits: what is read must show them
 	lag   time.Duration
+	shut  bool      // no news arrived when it was last looked
+	after time.Time // when it has made up for that
+	slow  time.Duration
 	open  func() bool // whether news arrives
 	send  func(ctx context.Context, ops []store.Op) (int64, error)
 }
 
 func (p *pool) newMirror(open func() bool, send func(context.Context, []store.Op) (int64, error)) *mirror {
-	m := &mirror{p: p, objs: map[api.Kind]map[api.Ref]api.Object{}, open: open, send: send}
+	m := &mirror{p: p, objs: map[api.Kind]map[api.Ref]api.Object{}, open: open, send: send, slow: 2 * time.Second}
 	p.mirrors = append(p.mirrors, m)
 	return m
 }
@@ -33,6 +36,14 @@ func (p *pool) newMirror(open func() bool, send func(context.Context, []store.Op
 // catchUp takes in what has arrived by now, whole commits only.
 func (m *mirror) catchUp() bool {
 	if !m.open() {
+		m.shut = true
+		return false
+	}
+	if m.shut { // who was cut off needs a moment to hear what it missed
+		m.shut = false
+		m.after = m.p.clk.Now().Add(time.Duration(m.p.rng.Int64N(int64(m.slow))))
+	}
+	if m.p.clk.Now().Before(m.after) {
 		return false
 	}
 	moved := false

@@ -84,6 +84,7 @@ type term struct {
 	ctx    context.Context //nolint:containedctx // of this term
 	end    context.CancelFunc
 	over   bool
+	deaf   time.Time // until when it does not notice that another leads
 }
 
 func (p *pool) say(format string, args ...any) {
@@ -257,7 +258,7 @@ func (p *pool) govern(ctx context.Context) {
 	for _, t := range append([]*term(nil), p.terms...) {
 		// Whoever sees that another took the lead goes; it is told late, if at all.
 		l := t.srv.mirror.objs[api.KindLease][api.LeaderLease()]
-		if t.rev != 0 && t.srv.m.awake() && (l == nil || l.Metadata().Revision > t.rev || t != p.leader && p.rng.IntN(20) == 0 && t.srv.majority()) {
+		if t.rev != 0 && p.clk.Now().After(t.deaf) && t.srv.m.awake() && (l == nil || l.Metadata().Revision > t.rev || t != p.leader && p.rng.IntN(20) == 0 && t.srv.majority()) {
 			t.stop("sees that another leads")
 		}
 	}
@@ -449,6 +450,7 @@ func (p *pool) step(end time.Time) error {
 	for _, x := range p.mirrors {
 		if x.pos < len(p.events) && x.open() {
 			consider(p.times[x.pos].Add(x.lag))
+			consider(x.after)
 		}
 	}
 	if d := next.Sub(now); d > 0 {

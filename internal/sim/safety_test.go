@@ -33,7 +33,7 @@ func (t trouble) String() string {
 	return fmt.Sprintf("%s %s h%d (h%d) for %s by %s", t.at, t.kind, t.host, t.other, t.lasts, t.by)
 }
 
-var troubles = []string{"power", "kill", "stop", "pause", "cut", "cut", "cut-in", "cut-out", "cut-leader", "lead", "lead", "clock", "slow", "deaf", "flap", "remove", "lag"} //nolint:gochecknoglobals // a constant
+var troubles = []string{"power", "kill", "stop", "pause", "cut", "cut", "cut-in", "cut-out", "cut-leader", "lead", "usurp", "usurp", "clock", "slow", "deaf", "deaf", "flap", "lag"} //nolint:gochecknoglobals // a constant
 
 // drawTroubles makes a schedule from a seed.
 func drawTroubles(seed uint64) options {
@@ -43,8 +43,12 @@ func drawTroubles(seed uint64) options {
 		o.servers = 1
 	}
 	for range 3 + r.IntN(14) {
-		o.faults = append(o.faults, trouble{at: 5*time.Second + time.Duration(r.Int64N(int64(70*time.Second))), kind: troubles[r.IntN(len(troubles))], host: r.IntN(o.machines), other: r.IntN(o.machines),
-			lasts: time.Duration(r.Int64N(int64(15 * time.Second))), by: time.Duration(r.Int64N(int64(4*time.Minute))) - 2*time.Minute})
+		f := trouble{at: 5*time.Second + time.Duration(r.Int64N(int64(70*time.Second))), kind: troubles[r.IntN(len(troubles))], host: r.IntN(o.machines), other: r.IntN(o.machines),
+			lasts: time.Duration(r.Int64N(int64(15 * time.Second))), by: time.Duration(r.Int64N(int64(4*time.Minute))) - 2*time.Minute}
+		if r.IntN(2) == 0 { // about as long as a lease: there the mistakes are
+			f.lasts = 4*time.Second + time.Duration(r.Int64N(int64(3*time.Second)))
+		}
+		o.faults = append(o.faults, f)
 	}
 	return o
 }
@@ -112,6 +116,18 @@ func (p *pool) strike(ctx context.Context, t trouble) {
 		}
 	case "lead":
 		p.elect(ctx)
+	case "usurp": // who led before does not notice, and some hear only that one
+		old := p.leader
+		if p.elect(ctx); old == nil || p.leader == old {
+			return
+		}
+		old.deaf = p.clk.Now().Add(t.lasts)
+		for i, o := range p.machines {
+			if i%2 == t.other%2 && o != p.leader.srv.m && o != old.srv.m {
+				cut(o.idx, p.leader.srv.m.idx)
+				cut(p.leader.srv.m.idx, o.idx)
+			}
+		}
 	case "clock":
 		m.offset += t.by
 	case "slow":
