@@ -266,6 +266,12 @@ func TestWitnessMayNothing(t *testing.T) {
 	f.do(who, "POST", "/v1/commit", `{"full":true,"ops":[{"verb":"check","rev":0,"ref":{"kind":"User","name":"x"}}]}`).problem(errs.Denied)
 	f.do(who, "POST", "/v1/commit", `{"ops":[{"verb":"check","rev":0,"ref":{"kind":"User","name":"x"}}]}`).problem(errs.Denied)
 	f.do(who, "GET", "/v1/whoami", "").want(200)
+	// Whether it is wanted among the members, it may know; of nobody else.
+	f.do(who, "GET", "/v1/members/vote1", "").problem(errs.NotFound)
+	f.do(who, "GET", "/v1/members/isle1", "").problem(errs.Denied)
+	f.do(who, "GET", "/v1/members", "").problem(errs.Denied)
+	f.do(who, "POST", "/v1/members/isle1/part", "{}").problem(errs.Denied)
+	f.do(who, "GET", "/v1/endpoints", "").want(200)
 	// It leaves although it is no node.
 	f.do(root(), "DELETE", "/v1/nodes/vote1", "").want(200)
 	if f.known("vote1", m) == nil {
