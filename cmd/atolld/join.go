@@ -79,7 +79,7 @@ func notJoined(c config) error {
 
 // knowSelf makes the identity of the host that the pool begins on: nobody may join
 // under its name, and it has a key by which it can be known to others.
-func knowSelf(ctx context.Context, s store.Store, clk clock.Clock, c config) error {
+func knowSelf(ctx context.Context, s store.Store, clk clock.Clock, c config, role api.JoinRole) error {
 	ref := api.Ref{Kind: api.KindNodeIdentity, Name: c.Node}
 	if _, err := s.Get(ctx, ref); err == nil || !errors.Is(err, errs.NotFound) {
 		return err
@@ -90,7 +90,7 @@ func knowSelf(ctx context.Context, s store.Store, clk clock.Clock, c config) err
 	}
 	now := clk.Now().UTC()
 	id := &api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity, Meta: api.Meta{Name: c.Node, UID: newUID(), CreatedAt: &now, Generation: 1}},
-		Spec: api.NodeIdentitySpec{KeyHash: key, Role: api.RoleNode, JoinedAt: now}}
+		Spec: api.NodeIdentitySpec{KeyHash: key, Role: role, JoinedAt: now}}
 	if _, err := s.Commit(ctx, store.Create(id)); err != nil && !errors.Is(err, errs.Exists) {
 		return fmt.Errorf("make %s: %w", ref, err)
 	}

@@ -2,11 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	mrand "math/rand/v2"
-	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -21,10 +17,7 @@ import (
 	"atoll/internal/reconcile"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
-	"atoll/internal/sys/boot"
 	"atoll/internal/sys/cgroup"
-	"atoll/internal/tunnel"
-	"atoll/internal/tunnel/wire"
 )
 
 // node is the part of this process that runs instances on its host: the agent, the
@@ -47,12 +40,16 @@ type nodeDeps struct {
 	imgs  *images
 	id    *join.Identity
 	plane func() *plane
+	where func(ctx context.Context) ([]string, error) // nil: the store tells
 }
 
 func newNode(d nodeDeps) (*node, error) {
 	n := &node{}
+	if d.where == nil {
+		d.where = n.endpoints
+	}
 	n.warden = newWarden(fence.New(fence.Config{Run: d.c.Run, Group: d.c.Group, Start: fence.Spawn(d.c.Run, d.c.Group), Clock: d.clk, Log: d.log, OnFenced: n.fenced}), d.log)
-	n.heart = newHeart(heartDeps{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, where: n.endpoints, extended: n.warden.extend})
+	n.heart = newHeart(heartDeps{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, where: d.where, extended: n.warden.extend})
 	n.st = store.Fenced(d.store, api.NodeLease(d.c.Node), n.holder.Rev)
 	dv, err := buildDrivers(d.c, d.clk, d.log)
 	if err != nil {

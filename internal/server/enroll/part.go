@@ -48,10 +48,10 @@ func (d *Desk) TakePart(ctx context.Context, node string, req api.TakePartReques
 	if d.Group == nil {
 		return d.share(m)
 	}
-	if m.Spec.State == api.MemberVoter {
+	if m.Spec.State == api.MemberVoter && !req.Fresh {
 		return d.member(m, req)
 	}
-	if m.Spec.State == api.MemberLearner { // it begins anew, with nothing: what the others believe it has is gone
+	if m.Spec.State != api.MemberWanted { // it begins anew, with nothing: what the others believe it has is gone
 		if id, err := strconv.ParseUint(m.Spec.ID, 16, 64); err == nil {
 			if err := d.Group.RemovePeer(ctx, id); err != nil {
 				return nil, err
