@@ -63,6 +63,9 @@ func openPlane(ctx context.Context, c config, peers etcdstore.Peers, clk clock.C
 	p.cache = store.NewCache(base, allKinds()...)
 	p.st = quota.New(p.cache)
 	p.st.Reserve = quota.Reserve{Buffer: c.Buffer, Spare: c.Spare}
+	if p.st.FirstUID, err = quota.UIDStart(rand.Reader); err != nil {
+		return nil, errors.Join(err, base.Close())
+	}
 	p.ca = auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
 	fresh := store.NewFresh(p.st, p.cache, p.shared)
 	var group store.Cluster // an external etcd is its operator's
