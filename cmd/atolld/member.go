@@ -308,10 +308,11 @@ func (h *daemon) member(ctx context.Context, rs *remote.Store, mem *membership) 
 }
 
 // dismissed reports whether the pool, which others keep, says that this host is no
-// member. As long as nobody can say so, it may be one.
+// member, or has chosen it anew: then it waits for a copy that begins with nothing. As
+// long as nobody can say so, it may be one.
 func (h *daemon) dismissed(ctx context.Context, rs *remote.Store) bool {
-	_, err := store.Get[*api.Member](ctx, rs, api.Ref{Kind: api.KindMember, Name: h.c.Node})
-	return errors.Is(err, errs.NotFound)
+	m, err := store.Get[*api.Member](ctx, rs, api.Ref{Kind: api.KindMember, Name: h.c.Node})
+	return errors.Is(err, errs.NotFound) || err == nil && m.Spec.State == api.MemberWanted
 }
 
 // serveShared answers the API of a pool whose state is in an external etcd.
