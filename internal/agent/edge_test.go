@@ -104,7 +104,7 @@ func (imagesHere) Collect(context.Context, map[string]bool) error               
 
 type held struct{ atomic.Bool }
 
-func (h *held) Held() bool { return h.Load() }
+func (h *held) Term() (rev int64, held bool) { return 0, h.Load() }
 
 // edge is a host on which an agent lives and dies; the runtime stays.
 type edge struct {

@@ -242,6 +242,9 @@ func (d *Desk) admit(ctx context.Context, a arrival) (*api.NodeIdentity, error) 
 		return nil, err
 	}
 	id.Spec = api.NodeIdentitySpec{KeyHash: a.key, Role: role, JoinedAt: now, Token: tok.Name, From: a.from, Address: a.req.Address}
+	if role != api.RoleNode {
+		id.Spec.Zone = tok.Spec.Zone
+	}
 	if id.Spec.Address == "" && net.ParseIP(a.from) != nil {
 		id.Spec.Address = a.from
 	}
