@@ -87,8 +87,9 @@ type Deps struct {
 	Facts func(ctx context.Context) (api.NodeStatus, error)
 }
 
-// Lease tells whether what must not run twice may run now.
-type Lease interface{ Held() bool }
+// Lease tells whether what must not run twice may run now, and the revision at which the
+// lease was taken.
+type Lease interface{ Term() (rev int64, held bool) }
 
 // Guard is told which resource groups to empty when the lease ends.
 type Guard interface {
@@ -104,9 +105,9 @@ type Agent struct {
 
 	unsynced bool // names of images were not compared with the pool's; Start's, then upkeep's
 
-	mu     sync.Mutex
-	lives  map[string]*life // by runtime ID
-	behind bool             // what the store showed may be older than the lease
+	mu    sync.Mutex
+	lives map[string]*life // by runtime ID
+	seen  int64            // the lease that what the store shows is no older than
 
 	groupMu    sync.Mutex
 	groups     map[string]Share // tenants' groups as last written
@@ -178,8 +179,17 @@ func (a *Agent) Start(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	return a.publish(ctx)
+	for try := 0; ; try++ {
+		err := a.publish(ctx)
+		if !errors.Is(err, errs.Conflict) || try == publishTries {
+			return err
+		}
+	}
 }
+
+// publishTries is how often a start looks at its node again when somebody else changed it
+// meanwhile, as the control plane does in a pool where many begin at once.
+const publishTries = 5
 
 // Run works until ctx ends. Instances run on.
 func (a *Agent) Run(ctx context.Context) error {
@@ -206,8 +216,8 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) enqueueKnown() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, l := range a.lives {
-		a.engine.Enqueue("instances", l.ref)
+	for _, id := range sortedNames(a.lives) {
+		a.engine.Enqueue("instances", a.lives[id].ref)
 	}
 }
 

@@ -11,30 +11,29 @@ import (
 	"atoll/internal/store"
 )
 
-// mayRun reports whether what must not run twice may be started now.
+// mayRun reports whether what must not run twice may be started now: the lease is held,
+// and what the store shows here is no older than it.
 func (a *Agent) mayRun() bool {
 	if a.Lease == nil {
 		return true
 	}
+	rev, held := a.Lease.Term()
 	a.mu.Lock()
-	behind := a.behind
-	a.mu.Unlock()
-	return !behind && a.Lease.Held()
+	defer a.mu.Unlock()
+	return held && rev == a.seen
 }
 
 // LeaseTaken is told that this node has taken its lease anew, at a revision of the
 // store: what the store showed before may have been decided without this node since.
-// It returns when the store shows that much, and looks at everything again.
+// It returns when the store shows that much, and looks at everything again. Until then
+// nothing that must not run twice is started, also before this is called.
 func (a *Agent) LeaseTaken(ctx context.Context, rev int64) error {
-	a.mu.Lock()
-	a.behind = true
-	a.mu.Unlock()
 	ref := api.NodeLease(a.Node)
 	if _, _, err := a.Store.List(ctx, api.Selector{Kind: ref.Kind, Name: ref.Name, MinRev: rev}); err != nil {
 		return err
 	}
 	a.mu.Lock()
-	a.behind = false
+	a.seen = rev
 	a.mu.Unlock()
 	a.enqueueKnown()
 	list, _, err := store.List[*api.Assignment](ctx, a.Store, api.Selector{Kind: api.KindAssignment, Fields: map[string]string{"spec.node": a.Node}})
@@ -46,6 +45,21 @@ func (a *Agent) LeaseTaken(ctx context.Context, rev int64) error {
 	}
 	a.engine.Enqueue("upkeep", upkeepRef)
 	return nil
+}
+
+// LeaseResumed is told that this node goes on with a lease of an earlier process, that had
+// seen the pool by it (Seen): nothing was decided without this node since.
+func (a *Agent) LeaseResumed(rev int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.seen = rev
+}
+
+// Seen is the revision of the lease that the pool was looked at by; 0: by none yet.
+func (a *Agent) Seen() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seen
 }
 
 // LeaseLost stops everything that must not run twice, and returns when it has ended.

@@ -31,7 +31,7 @@ type Grant struct {
 	Epoch    int64         // which taking of the lease it is
 	Rev      int64         // revision of the lease: what the holder's commits expect
 	Duration time.Duration // from when the heartbeat was sent
-	Alone    bool          // the Keeper is in this process, and there never was another node
+	Alone    bool          // the Keeper is in this process, there never was another node, and no other server
 }
 
 // Config sets a Keeper up.
@@ -46,8 +46,13 @@ type Config struct {
 // Deps is what a Keeper works with.
 type Deps struct {
 	Config
-	Store store.Store  // its commits expect the leader's lease
-	Src   store.Syncer // confirms that this server leads; best a store.Shared
+	Store store.Store // its commits expect the leader's lease
+	// Fresh reads what is true now: it asks a majority first, and never shows less than Store.
+	Fresh store.Store
+	// Term is the revision of the leader's lease that this Keeper acts by.
+	Term int64
+	// Sole reports whether no other server can ever lead; nil: none can.
+	Sole  func() bool
 	Clock clock.Clock
 	Log   *slog.Logger
 }
@@ -61,6 +66,7 @@ type Keeper struct {
 	nodes  map[string]*tenure
 	known  map[string]bool      // every node that ever had a lease
 	back   map[string]time.Time // until when a node is held back
+	gone   map[string]int64     // by node: its lease as it was last known to be held, and is no more
 	looked time.Time            // when Look last ran
 	wake   chan struct{}        // a lease was taken: there is an earlier end to wait for
 }
@@ -70,8 +76,8 @@ type tenure struct {
 	lease *api.Lease
 	heard time.Time
 	away  bool // it is marked as not ready, though its lease is held
-	// ending is set while the end of the lease is being written: an acknowledgement
-	// after that would come too late.
+	// ending is set while the end of the lease is being written, and until it is known
+	// whether it was: an acknowledgement after that would come too late.
 	ending bool
 }
 
@@ -98,7 +104,7 @@ func NewKeeper(d Deps) *Keeper {
 	if d.FlapPause == 0 {
 		d.FlapPause = time.Minute
 	}
-	return &Keeper{Deps: d, nodes: map[string]*tenure{}, known: map[string]bool{}, back: map[string]time.Time{}, wake: make(chan struct{}, 1)}
+	return &Keeper{Deps: d, nodes: map[string]*tenure{}, known: map[string]bool{}, back: map[string]time.Time{}, gone: map[string]int64{}, wake: make(chan struct{}, 1)}
 }
 
 // Load learns which leases are held. Everybody's time starts now: what was heard by
@@ -167,8 +173,13 @@ func (k *Keeper) pause(ctx context.Context, at time.Time) {
 
 // Look gives up the leases that have ended, and says when to look again at the latest.
 func (k *Keeper) Look(ctx context.Context) (next time.Time, err error) {
+	leases, rev, err := store.List[*api.Lease](ctx, k.Store, api.Selector{Kind: api.KindLease})
+	if err != nil {
+		return next, fmt.Errorf("list leases: %w", err)
+	}
 	now := k.Clock.Now()
 	k.mu.Lock()
+	k.learn(leases, rev, now)
 	if late := now.Sub(k.looked); late > stall {
 		k.Log.Warn("this server stood still; nodes get their time anew", "for", late.Round(time.Millisecond).String())
 		for _, t := range k.nodes {
@@ -216,6 +227,33 @@ func (k *Keeper) Look(ctx context.Context) (next time.Time, err error) {
 	return next, err
 }
 
+// learn takes in what the store says of the leases, where that is newer than what is
+// known here: one was taken or given up by a commit whose answer never came, or somebody
+// took it away from a node, or removed it. Called with mu held.
+func (k *Keeper) learn(leases []*api.Lease, rev int64, now time.Time) {
+	there := make(map[string]bool, len(leases))
+	for _, l := range leases {
+		name := l.Spec.Holder
+		if l.Name == api.LeaseLeader {
+			continue
+		}
+		there[name] = true
+		t := k.nodes[name]
+		switch {
+		case t != nil && t.lease.Revision >= l.Revision:
+		case !l.Held():
+			delete(k.nodes, name)
+		case l.Revision > k.gone[name]:
+			k.nodes[name], k.known[name] = &tenure{lease: l, heard: now}, true
+		}
+	}
+	for name, t := range k.nodes {
+		if !there[name] && rev >= t.lease.Revision {
+			k.drop(name, t)
+		}
+	}
+}
+
 // release lets a node that was held back get work again.
 func (k *Keeper) release(ctx context.Context, name string) error {
 	n, err := store.Get[*api.Node](ctx, k.Store, api.Ref{Kind: api.KindNode, Name: name})
@@ -255,25 +293,37 @@ func (k *Keeper) lost(ctx context.Context, name string) error {
 	}
 	lease, heard := t.lease, t.heard
 	over := !now.Before(heard.Add(k.allowed(lease)))
+	doubt := t.ending // an earlier attempt may have been the one
 	t.ending = over
 	k.mu.Unlock()
 	err := k.giveUp(ctx, lease, heard, over)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	t.ending = false
 	switch {
 	case errors.Is(err, errs.NotFound): // the node was removed, and its lease with it
-		delete(k.nodes, name)
+		k.drop(name, t)
 		return nil
-	case err != nil:
+	case errors.Is(err, errs.Conflict): // its lease is another one now, or its node was changed
+		t.ending = doubt
+		return fmt.Errorf("give up the lease of %s: %w", name, err)
+	case err != nil: // perhaps it was written: no heartbeat is taken until that is known
 		return fmt.Errorf("give up the lease of %s: %w", name, err)
 	}
+	t.ending = false
 	k.Log.Warn("a node is not heard of", "node", name, "since", now.Sub(heard).Round(time.Millisecond).String(), "expired", over)
-	t.away = true
-	if over && k.nodes[name] == t {
-		delete(k.nodes, name)
+	t.away = t.heard.Equal(heard) // else it was heard of while that was written
+	if over {
+		k.drop(name, t)
 	}
 	return nil
+}
+
+// drop ends a tenure. Called with mu held.
+func (k *Keeper) drop(name string, t *tenure) {
+	if k.nodes[name] == t {
+		delete(k.nodes, name)
+		k.gone[name] = max(k.gone[name], t.lease.Revision)
+	}
 }
 
 // giveUp commits that a node is not ready, and the end of its lease where it is over.
@@ -311,7 +361,9 @@ func (k *Keeper) giveUp(ctx context.Context, lease *api.Lease, heard time.Time, 
 func (k *Keeper) Forget(node string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	delete(k.nodes, node)
+	if t := k.nodes[node]; t != nil {
+		k.drop(node, t)
+	}
 	delete(k.known, node)
 }
 
@@ -419,9 +471,15 @@ func (k *Keeper) Renew(ctx context.Context, node string, epoch int64) (Grant, er
 		return Grant{}, err
 	}
 	received := k.Clock.Now()
-	// Before a refusal, too: who was replaced knows nothing of later epochs.
-	if _, err := k.Src.Sync(ctx); err != nil {
+	// Before a refusal, too: who was replaced knows nothing of later epochs. That a majority
+	// answers is not enough, it answers to everybody: that nobody has taken the lead is what
+	// says that the next leader's time begins after this heartbeat.
+	leader, err := store.Get[*api.Lease](ctx, k.Fresh, api.LeaderLease())
+	if err != nil {
 		return Grant{}, fmt.Errorf("lease of %s: %w", node, err)
+	}
+	if leader.Revision != k.Term {
+		return Grant{}, errs.New(errs.Unavailable, "another server took the lead")
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -445,7 +503,8 @@ func notHeld(node string, epoch int64) error {
 
 // grant is called with mu held.
 func (k *Keeper) grant(l *api.Lease) Grant {
-	return Grant{Epoch: l.Spec.Epoch, Rev: l.Revision, Duration: k.allowed(l), Alone: len(k.known) < 2}
+	alone := len(k.known) < 2 && (k.Sole == nil || k.Sole())
+	return Grant{Epoch: l.Spec.Epoch, Rev: l.Revision, Duration: k.allowed(l), Alone: alone}
 }
 
 func (k *Keeper) usable() error {

@@ -46,18 +46,19 @@ func newPool(t *testing.T, seed uint64, servers int) *pool {
 	return p
 }
 
-// Sole and Sync: a server leads, as a majority sees it, while nobody took the lease after it.
-func (s *server) Sole() bool { return false }
+// fresh is the store as a server sees it after it has asked a majority. That answers to
+// every server, also to one that leads no more.
+type fresh struct {
+	*store.Mem
+	s *server
+}
 
-func (s *server) Sync(ctx context.Context) (int64, error) {
-	if err := (clock.Real{}).Sleep(ctx, s.dice(5*time.Millisecond)); err != nil {
-		return 0, err
+// Get reads one object as it is now.
+func (f fresh) Get(ctx context.Context, ref api.Ref) (api.Object, error) {
+	if err := (clock.Real{}).Sleep(ctx, f.s.dice(5*time.Millisecond)); err != nil {
+		return nil, err
 	}
-	o, err := s.mem.Get(ctx, api.LeaderLease())
-	if err != nil || o.Metadata().Revision != s.rev.Load() {
-		return 0, errs.New(errs.Unavailable, "%s does not lead", s.name)
-	}
-	return o.Metadata().Revision, nil
+	return f.Mem.Get(ctx, ref)
 }
 
 func (p *pool) dice(most time.Duration) time.Duration {
@@ -80,7 +81,7 @@ func (s *server) lead(ctx context.Context) {
 		s.t.Fatal(err)
 	}
 	s.rev.Store(rev)
-	k := NewKeeper(Deps{Store: store.Fenced(s.mem, api.LeaderLease(), func() int64 { return rev }), Src: store.NewShared(s), Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler)})
+	k := NewKeeper(Deps{Store: store.Fenced(s.mem, api.LeaderLease(), func() int64 { return rev }), Fresh: fresh{s.mem, s}, Term: rev, Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler)})
 	kctx, stop := context.WithCancel(ctx)
 	s.stop, s.ended = stop, make(chan struct{})
 	done := s.ended
@@ -483,5 +484,59 @@ func TestLeadIsTakenAndNoticed(t *testing.T) {
 		if err != nil || l.Spec.Holder != "b" || l.Spec.Epoch != 2 {
 			t.Fatal(l, err)
 		}
+	})
+}
+
+// A lease from before a restart is gone on with, as long as it lasts and nobody says otherwise.
+func TestResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		s := p.srv[0]
+		day := api.Duration(24 * time.Hour)
+		if _, err := p.mem.Commit(ctx, store.Create(&api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: "edge"}}, Spec: api.NodeSpec{DisconnectAllowed: &day}})); err != nil {
+			t.Fatal(err)
+		}
+		s.lead(ctx)
+		time.Sleep(100 * time.Millisecond)
+		g, err := s.keeper.Load().Take(ctx, "edge")
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		boot := func() time.Duration { return time.Since(start) + time.Hour }
+		var cut atomic.Bool
+		cut.Store(true)
+		var ends []time.Duration
+		lost := 0
+		h := NewHolder(HolderDeps{Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler), Boot: boot, Lost: func() { lost++ },
+			Ways:     func() []Renewer { return []Renewer{way{s: s, to: Local("edge", s.keeper.Load), cut: &cut}} },
+			Extended: func(end time.Duration, alone bool) { ends = append(ends, end) }})
+		h.Resume(g, boot()-time.Second)
+		h.Resume(Grant{}, boot()+time.Hour)
+		if h.Held() || len(ends) != 0 {
+			t.Fatal("held by a lease that is over, or by none")
+		}
+		h.Resume(g, boot()+10*time.Minute)
+		if !h.Held() || h.Rev() != g.Rev || len(ends) != 1 || ends[0] != boot()+10*time.Minute {
+			t.Fatal("not resumed", h.Held(), h.Rev(), ends)
+		}
+		go func() { _ = h.Run(ctx) }()
+		time.Sleep(9 * time.Minute)
+		if !h.Held() {
+			t.Error("given up early")
+		}
+		cut.Store(false)
+		time.Sleep(5 * time.Second)
+		if got, until := h.Tenure(); !h.Held() || got.Epoch != g.Epoch || until < boot()+20*time.Hour || lost != 0 {
+			t.Error("a server answered:", got, until, lost)
+		}
+		cut.Store(true)
+		time.Sleep(25 * time.Hour)
+		if h.Held() || lost != 1 {
+			t.Error("held beyond its end", lost)
+		}
+		cancel()
+		<-s.ended
 	})
 }

@@ -499,8 +499,9 @@ func (p *several) leaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.ready(t, "isle1", "isle2", "isle3", "isle4")
-	if _, err := p.Do("node", "remove", p.busiest(t).Name); err == nil {
-		t.Fatal("a host with instances was removed")
+	busy := p.instances(t, "")[0].Status.Node
+	if _, err := p.Do("node", "remove", busy); err == nil {
+		t.Fatalf("%s, a host with instances, was removed", busy)
 	}
 	p.do(t, "drain", "isle4", "--yes", "--timeout", "1m")
 	p.do(t, "node", "remove", "isle4")
