@@ -4,16 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"atoll/internal/errs"
+	"atoll/internal/sys/proc"
 	"atoll/test/rig"
 )
+
+// built are the binaries; linking them takes longer than all that is tested here.
+var built = sync.OnceValues(func() (string, error) { return rig.Build(context.Background()) })
 
 // hosts are some without daemons: what is tested here is their world.
 func hosts(t *testing.T, o Options) *Lab {
@@ -21,7 +27,7 @@ func hosts(t *testing.T, o Options) *Lab {
 	if m := rig.Missing(); m != "" {
 		t.Skipf("hosts need %s", m)
 	}
-	bin, err := rig.Build(t.Context())
+	bin, err := built()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,16 +51,69 @@ func hosts(t *testing.T, o Options) *Lab {
 	return l
 }
 
+// echo answers on the API's port of a host with what it is told.
+func echo(t *testing.T, h *Host) {
+	t.Helper()
+	var l net.Listener
+	if err := proc.InNetNS(h.space.Path(), func() (err error) {
+		l, err = net.Listen("tcp", net.JoinHostPort(h.Address, port))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return // closed
+			}
+			wg.Go(func() {
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(10 * time.Second)) // a TCP connection takes one
+				_, _ = io.Copy(c, c)                                // ends with the other side
+			})
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
+}
+
+// ask says a word from one host to another and takes it back.
+func ask(from, to *Host, patience time.Duration) (took time.Duration, err error) {
+	began := time.Now()
+	var c net.Conn
+	if err := proc.InNetNS(from.space.Path(), func() (err error) {
+		c, err = net.DialTimeout("tcp", net.JoinHostPort(to.Address, port), patience)
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience)) // a TCP connection takes one
+	if _, err := c.Write([]byte("hello")); err != nil {
+		return 0, err
+	}
+	b := make([]byte, 5)
+	if _, err := io.ReadFull(c, b); err != nil || string(b) != "hello" {
+		return 0, fmt.Errorf("%q: %w", b, err)
+	}
+	return time.Since(began), nil
+}
+
 func reaches(from, to *Host) bool {
-	return from.Exec("ping", "-c1", "-W1", to.Address).Run() == nil
+	_, err := ask(from, to, 500*time.Millisecond)
+	return err == nil
 }
 
 func TestCables(t *testing.T) {
-	if _, err := exec.LookPath("ping"); err != nil {
-		t.Skip("ping is not installed")
-	}
 	l := hosts(t, Options{Hosts: 3})
 	a, b, c := l.Hosts[0], l.Hosts[1], l.Hosts[2]
+	for _, h := range l.Hosts {
+		echo(t, h)
+	}
 	want := func(when string, ab, ac, bc bool) {
 		t.Helper()
 		if got := [3]bool{reaches(a, b), reaches(a, c), reaches(b, c)}; got != [3]bool{ab, ac, bc} {
@@ -82,37 +141,16 @@ func TestCables(t *testing.T) {
 func TestSlow(t *testing.T) {
 	l := hosts(t, Options{Hosts: 2})
 	a, b := l.Hosts[0], l.Hosts[1]
-	nc, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip("busybox is not installed")
-	}
-	srv := b.Exec(nc, "nc", "-ll", "-p", port, "-e", nc, "cat")
-	if err := srv.Start(); err != nil {
+	echo(t, b)
+	if _, err := ask(a, b, 5*time.Second); err != nil {
 		t.Fatal(err)
-	}
-	defer func() {
-		_ = srv.Process.Kill()
-		_ = srv.Wait() // killed
-	}()
-	ask := func() (string, time.Duration) {
-		began := time.Now()
-		cmd := a.Exec("bash", "-c", "exec 3<>/dev/tcp/"+b.Address+"/"+port+" && echo hello >&3 && read -t 5 x <&3 && echo $x")
-		out, _ := cmd.CombinedOutput() // what it said is looked at
-		return strings.TrimSpace(string(out)), time.Since(began)
-	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if got, _ := ask(); got == "hello" {
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatal(got)
-		}
 	}
 	if err := a.Slow(b, 300*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 	// To connect, there, and back.
-	if got, took := ask(); got != "hello" || took < 600*time.Millisecond {
-		t.Fatalf("%q after %s", got, took)
+	if took, err := ask(a, b, 10*time.Second); err != nil || took < 600*time.Millisecond {
+		t.Fatalf("%v after %s", err, took)
 	}
 }
 
