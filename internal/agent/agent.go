@@ -207,8 +207,8 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) enqueueKnown() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, l := range a.lives {
-		a.engine.Enqueue("instances", l.ref)
+	for _, id := range sortedNames(a.lives) {
+		a.engine.Enqueue("instances", a.lives[id].ref)
 	}
 }
 

@@ -367,6 +367,37 @@ func TestNothingRunsTwice(t *testing.T) {
 	}
 }
 
+// A simulation that finds nothing proves nothing: without any one of the parts that keep
+// things from running twice, it finds that they do.
+func TestWhatIsLeftOutIsMissed(t *testing.T) {
+	for _, part := range []string{"fence", "watchdog", "lease"} {
+		t.Run(part, func(t *testing.T) {
+			for seed := range uint64(150) {
+				opt := drawTroubles(seed)
+				opt.broken = part
+				if p := drive(opt); len(p.broken) > 0 {
+					t.Logf("seed %d: %s", seed, p.broken[0])
+					return
+				}
+			}
+			t.Error("nobody missed it")
+		})
+	}
+}
+
+// The same seed gives the same story.
+func TestTheSameSeedTellsTheSameStory(t *testing.T) {
+	for seed := range uint64(5) {
+		a, b := drive(drawTroubles(seed)), drive(drawTroubles(seed))
+		for i := range max(len(a.story), len(b.story)) {
+			if i >= len(a.story) || i >= len(b.story) || a.story[i] != b.story[i] {
+				t.Errorf("seed %d: two stories:\n%s\n%s", seed, strings.Join(a.story[max(i-2, 0):min(i+2, len(a.story))], "\n"), strings.Join(b.story[max(i-2, 0):min(i+2, len(b.story))], "\n"))
+				break
+			}
+		}
+	}
+}
+
 func list(faults []trouble) string {
 	var b strings.Builder
 	for _, f := range faults {
