@@ -126,6 +126,7 @@ type NodeIdentitySpec struct {
 	Token    string    `json:"token,omitempty" doc:"the token it joined by"`
 	From     string    `json:"from,omitempty" doc:"address it joined from"`
 	Address  string    `json:"address,omitempty" doc:"where it says it can be reached" example:"10.0.0.2"`
+	Zone     string    `json:"zone,omitempty" doc:"failure domain it counts for while it has no node"`
 	Revoked  string    `json:"revoked,omitempty" doc:"why its certificates are no longer good; empty: they are"`
 }
 

@@ -43,9 +43,11 @@ type MemberSpec struct {
 // TakePartRequest is the body of POST /v1/members/{name}/part: a host that is wanted
 // says where it can be reached. A member asks again for a new certificate.
 type TakePartRequest struct {
-	Peer string `json:"peer" doc:"where other members reach its copy of the state" example:"https://10.0.0.2:7444"`
+	Peer string `json:"peer,omitempty" doc:"where other members reach its copy of the state; empty with an external etcd" example:"https://10.0.0.2:7444"`
 	CSR  string `json:"csr" doc:"certificate request of the host's key, PEM"`
 	API  string `json:"api,omitempty" doc:"where it will answer the API; empty on a witness" example:"https://10.0.0.2:7443"`
+	// Fresh begins anew also where the host has a vote: without it, that gets a new certificate.
+	Fresh bool `json:"fresh,omitempty" doc:"its copy of the state is gone: it begins anew"`
 }
 
 // TakePartAnswer is what a host needs to keep the state with the others.

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"atoll/internal/errs"
+	"atoll/internal/join"
 	"atoll/internal/sys/host"
 )
 
@@ -19,6 +20,9 @@ func runDoctor(ctx context.Context, args []string) error {
 		return err
 	}
 	checks := host.Probe(ctx, host.Options{State: c.State})
+	if k, ok := pooled(ctx, c); ok {
+		checks = append(checks, k)
+	}
 	failed := 0
 	for _, k := range checks {
 		if !k.OK && k.Severity == host.Failure {
@@ -42,4 +46,16 @@ func runDoctor(ctx context.Context, args []string) error {
 		return errs.New(errs.Unsupported, "%d things keep Atoll from working on this host", failed)
 	}
 	return nil
+}
+
+// pooled looks at the pool that this host belongs to, where it does and the pool answers.
+func pooled(ctx context.Context, c config) (host.Check, bool) {
+	id, err := join.Load(c.State, joinDeps())
+	if err != nil {
+		return host.Check{}, false
+	}
+	if text := bears(ctx, id); text != "" {
+		return host.Check{Name: "members", Severity: host.Warning, Detail: text, Fix: "atoll node token --role witness"}, true
+	}
+	return host.Check{Name: "members", OK: true, Detail: "in its pool as " + id.Node() + ", a " + string(id.Role())}, true
 }

@@ -43,11 +43,12 @@ func (n *node) resume() {
 		n.log.Warn("an earlier lease cannot be gone on with", "error", err)
 		return
 	}
-	left := l.Left(replica.Moment{Boot: id, Since: boot.Now(), Wall: n.clk.Now(), Hardware: boot.Hardware()})
+	now := boot.Now()
+	left := l.Left(replica.Moment{Boot: id, Since: now, Wall: n.clk.Now(), Hardware: boot.Hardware()})
 	if left <= 0 {
 		return
 	}
-	n.holder.Resume(lease.Grant{Epoch: l.Epoch, Rev: l.Rev, Duration: l.Duration}, boot.Now()+left)
+	n.holder.Resume(lease.Grant{Epoch: l.Epoch, Rev: l.Rev, Duration: l.Duration}, now+left)
 	n.agent.LeaseResumed(l.Rev)
 	n.log.Info("goes on with its lease from before", "for", left.Round(time.Second).String())
 }
@@ -64,7 +65,7 @@ func (n *node) keepLease(ctx context.Context) error {
 	for {
 		if g, until := n.holder.Tenure(); g.Duration >= longLease && n.holder.Held() && n.agent.Seen() == g.Rev {
 			now := boot.Now()
-			// Wall is what the clock shows, without the monotonic part.
+			// At is what the clock on the wall shows, without the monotonic part.
 			err := n.rep.SaveLease(replica.Lease{Epoch: g.Epoch, Rev: g.Rev, Duration: g.Duration, Boot: id, BootEnd: until, BootAt: now, At: n.clk.Now().Round(0).UTC()})
 			if err != nil {
 				n.log.Error("the lease is not kept for the time after a restart", "error", err)

@@ -16,6 +16,7 @@ import (
 	"atoll/api"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/explain"
 	"atoll/internal/join"
 	"atoll/internal/server"
 	"atoll/internal/store"
@@ -37,8 +38,10 @@ func runJoin(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		return errs.New(errs.Denied, "atolld join needs root").WithHint("sudo atolld join …")
+	if os.Geteuid() != 0 { // a witness or a server needs no more than a directory of its own
+		if err := os.MkdirAll(c.State, 0o711); err != nil || unwritable(c.State) {
+			return errs.New(errs.Denied, "this account may not write %s", c.State).WithHint("sudo atolld join …; a witness or a server can do without root: --state DIR --run DIR")
+		}
 	}
 	if token == "" && tokenFile != "" {
 		b, err := os.ReadFile(tokenFile)
@@ -61,12 +64,46 @@ func runJoin(ctx context.Context, args []string) error {
 		what = "joined the pool"
 	}
 	fmt.Printf("%s %s as %s; servers: %s\n", id.Node(), what, id.Role(), strings.Join(id.Endpoints(), " "))
+	fmt.Println(map[api.JoinRole]string{api.RoleNode: "it takes part with: atolld up", api.RoleServer: "it takes part with: atolld server (or atolld up)",
+		api.RoleWitness: "it takes part with: atolld witness (or atolld up); root is not needed"}[id.Role()])
+	if text := bears(ctx, id); text != "" {
+		fmt.Println("\n" + text)
+	}
 	return nil
+}
+
+func unwritable(dir string) bool {
+	f, err := os.CreateTemp(dir, ".probe*")
+	if err != nil {
+		return true
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name())) != nil
+}
+
+// bears says what the pool can bear as it is now, where there is anything to say; only a
+// node may see that.
+func bears(ctx context.Context, id *join.Identity) string {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	rs, err := remoteStore(id)
+	if err != nil || id.Role() != api.RoleNode {
+		return ""
+	}
+	defer rs.Close()
+	nodes, _, err := store.List[*api.Node](ctx, rs, api.Selector{Kind: api.KindNode})
+	if err != nil {
+		return ""
+	}
+	members, _, err := store.List[*api.Member](ctx, rs, api.Selector{Kind: api.KindMember})
+	if err != nil {
+		return ""
+	}
+	return explain.TwoHosts(nodes, members)
 }
 
 // knowSelf makes the identity of the host that the pool begins on: nobody may join
 // under its name, and it has a key by which it can be known to others.
-func knowSelf(ctx context.Context, s store.Store, clk clock.Clock, c config) error {
+func knowSelf(ctx context.Context, s store.Store, clk clock.Clock, c config, role api.JoinRole) error {
 	ref := api.Ref{Kind: api.KindNodeIdentity, Name: c.Node}
 	if _, err := s.Get(ctx, ref); err == nil || !errors.Is(err, errs.NotFound) {
 		return err
@@ -77,7 +114,7 @@ func knowSelf(ctx context.Context, s store.Store, clk clock.Clock, c config) err
 	}
 	now := clk.Now().UTC()
 	id := &api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity, Meta: api.Meta{Name: c.Node, UID: newUID(), CreatedAt: &now, Generation: 1}},
-		Spec: api.NodeIdentitySpec{KeyHash: key, Role: api.RoleNode, JoinedAt: now}}
+		Spec: api.NodeIdentitySpec{KeyHash: key, Role: role, JoinedAt: now}}
 	if _, err := s.Commit(ctx, store.Create(id)); err != nil && !errors.Is(err, errs.Exists) {
 		return fmt.Errorf("make %s: %w", ref, err)
 	}

@@ -29,7 +29,10 @@ type verb struct {
 func verbs() []verb {
 	return []verb{
 		{"up", "run the pool on this host: API, controllers and agent in one process", runUp},
+		{"server", "run a server on this host: API and a copy of the state, or with --etcd-endpoints the API only; no instances", runServer},
+		{"witness", "run a witness on this host: a copy of the state that votes, and nothing else; needs no root", runWitness},
 		{"join", "join this host to a pool (atolld join URL --token TOKEN)", runJoin},
+		{"recover", "when most hosts that keep the state are lost: look at this host's copy, make it the only one, or start from a backup", runRecover},
 		{"doctor", "look the host over and say what to do", runDoctor},
 		{"down", "take every trace of Atoll off this host; the data stays unless --data is given", runDown},
 		{"watchdog", "stop what must not run twice when this host's lease ends; the daemon starts it (--status: how it stands)", runWatchdog},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -126,7 +128,7 @@ func (p *plane) Reach(ctx context.Context) (peer, api string, err error) {
 		}
 	}
 	ends := serverConfig(p.c).Advertise
-	if err := p.certify(m); err != nil {
+	if err := certify(p.c, p.ca, m); err != nil {
 		return "", "", err
 	}
 	if p.base.Sole() {
@@ -140,8 +142,8 @@ func (p *plane) Reach(ctx context.Context) (peer, api string, err error) {
 
 // certify makes the certificate by which other members know this one. A server has the
 // authority, so it needs nobody for that.
-func (p *plane) certify(m *membership) error {
-	csr, err := join.Sign(p.c.State, joinDeps())
+func certify(c config, ca *auth.CA, m *membership) error {
+	csr, err := join.Sign(c.State, joinDeps())
 	if err != nil {
 		return err
 	}
@@ -149,27 +151,32 @@ func (p *plane) certify(m *membership) error {
 	if err != nil {
 		return errs.New(errs.Internal, "member.json: %w", err)
 	}
-	cert, err := p.ca.SignMember(csr, u.Hostname())
+	cert, err := ca.SignMember(csr, u.Hostname())
 	if err != nil {
 		return err
 	}
-	return join.WriteFile(filepath.Join(p.c.State, "pki", "member.crt"), cert)
+	return join.WriteFile(filepath.Join(c.State, "pki", "member.crt"), cert)
 }
 
-// certifyEvery is a part of a day: a certificate lasts one, and is read at every connection.
-const certifyEvery = 6 * time.Hour
+const (
+	// certifyEvery is a part of a day: a certificate lasts one, and is read at every connection.
+	certifyEvery = 6 * time.Hour
+	// certifyAgain is the pause after a certificate could not be had, certifyPatience how long it may take.
+	certifyAgain    = 5 * time.Minute
+	certifyPatience = 10 * time.Second
+)
 
 // keepCertified renews this member's certificate while there are others.
-func (p *plane) keepCertified(ctx context.Context) error {
+func (h *daemon) keepCertified(ctx context.Context, p *plane) error {
 	for {
-		if m, err := readMembership(p.c.State); err != nil {
-			p.log.Error("the certificate of this member", "error", err)
+		if m, err := readMembership(h.c.State); err != nil {
+			h.log.Error("the certificate of this member", "error", err)
 		} else if m != nil {
-			if err := p.certify(m); err != nil {
-				p.log.Error("the certificate of this member", "error", err)
+			if err := certify(h.c, p.ca, m); err != nil {
+				h.log.Error("the certificate of this member", "error", err)
 			}
 		}
-		if p.clk.Sleep(ctx, certifyEvery) != nil {
+		if h.clk.Sleep(ctx, certifyEvery) != nil {
 			return ctx.Err()
 		}
 	}
@@ -188,26 +195,45 @@ func (h *daemon) ended(ctx context.Context, p *plane) error {
 	return fmt.Errorf("%w: %w", errAgain, err)
 }
 
-// forgetMembership removes the copy of the state: it is not kept current any more.
+// forgetMembership puts the copy of the state away: it is not kept current any more. One
+// old copy is kept, for the case that those who say so are wrong.
 func forgetMembership(state string) error {
 	if err := os.Remove(memberFile(state)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return errs.New(errs.Internal, "forget the membership: %w", err)
 	}
-	if err := os.RemoveAll(filepath.Join(state, "etcd")); err != nil {
-		return errs.New(errs.Internal, "remove the old copy of the state: %w", err)
+	return putAway(state)
+}
+
+// putAway moves a copy of the state to where nothing looks for one.
+func putAway(state string) error {
+	now, old := filepath.Join(state, "etcd"), filepath.Join(state, "etcd.old")
+	if _, err := os.Lstat(now); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	err := os.RemoveAll(old)
+	if err == nil {
+		err = os.Rename(now, old)
+	}
+	if err != nil {
+		return errs.New(errs.Internal, "put the old copy of the state away: %w", err)
 	}
 	return nil
 }
 
 const (
-	partPoll  = 2 * time.Second
+	partPoll  = 2 * time.Second // where it cannot be watched
 	partAgain = 15 * time.Second
+	// dismissWait bounds asking whether this host is a member before it begins as one.
+	dismissWait = 2 * time.Second
 )
 
 // takePart follows whether this host is wanted among those that keep the state: it
 // begins when it is, and clears up when it no longer is. mem is what an earlier process
 // left; nil: this host keeps nothing.
 func (h *daemon) takePart(ctx context.Context, rs *remote.Store, mem *membership) error {
+	if h.c.EtcdEndpoints != "" && h.role != api.RoleWitness {
+		return h.serveShared(ctx, rs)
+	}
 	for ctx.Err() == nil {
 		if mem == nil {
 			m, err := h.asked(ctx, rs)
@@ -216,12 +242,12 @@ func (h *daemon) takePart(ctx context.Context, rs *remote.Store, mem *membership
 			}
 			mem = m
 		}
-		err := h.keepState(ctx, mem)
+		err := h.member(ctx, rs, mem)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		h.log.Warn("this host does not keep the pool's state now", "error", err)
-		if h.dismissed(ctx, rs) {
+		if errors.Is(err, errDismissed) || h.dismissed(ctx, rs) {
 			if err := forgetMembership(h.c.State); err != nil {
 				return err
 			}
@@ -236,19 +262,87 @@ func (h *daemon) takePart(ctx context.Context, rs *remote.Store, mem *membership
 	return ctx.Err()
 }
 
-// dismissed reports whether the pool, which others keep, says that this host is no
-// member. As long as nobody can say so, it may be one.
-func (h *daemon) dismissed(ctx context.Context, rs *remote.Store) bool {
-	_, err := store.Get[*api.Member](ctx, rs, api.Ref{Kind: api.KindMember, Name: h.c.Node})
-	return errors.Is(err, errs.NotFound)
+// errDismissed: the pool, which others keep, has no such member.
+var errDismissed = errs.New(errs.Conflict, "others keep the pool's state without this host")
+
+// member keeps the state until that ends. A copy that others have given up meanwhile, also
+// because one of them was made the only one, belongs to a group that is no more: alone it
+// would wait for that without end, and together with others like it bring it back.
+func (h *daemon) member(ctx context.Context, rs *remote.Store, mem *membership) error {
+	first, cancel := context.WithTimeout(ctx, dismissWait)
+	gone := h.dismissed(first, rs)
+	cancel()
+	if gone {
+		return errDismissed
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	opened := make(chan struct{})
+	var once sync.Once
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop(nil)
+	wg.Go(func() {
+		for h.clk.Sleep(ctx, partAgain) == nil {
+			select {
+			case <-opened:
+				return
+			default:
+			}
+			if h.dismissed(ctx, rs) {
+				stop(errDismissed)
+			}
+		}
+	})
+	keep := h.keepState
+	if h.role == api.RoleWitness {
+		keep = func(ctx context.Context, mem *membership, opened func()) error {
+			return h.bearWitness(ctx, rs, mem, opened)
+		}
+	}
+	err := keep(ctx, mem, func() { once.Do(func() { close(opened) }) })
+	if errors.Is(context.Cause(ctx), errDismissed) {
+		return errDismissed
+	}
+	return err
 }
 
-// keepState runs the control plane's part of this host until it ends.
-func (h *daemon) keepState(ctx context.Context, mem *membership) error {
+// dismissed reports whether the pool, which others keep, says that this host is no
+// member, or has chosen it anew: then it waits for a copy that begins with nothing. As
+// long as nobody can say so, it may be one.
+func (h *daemon) dismissed(ctx context.Context, rs *remote.Store) bool {
+	m, err := store.Get[*api.Member](ctx, rs, api.Ref{Kind: api.KindMember, Name: h.c.Node})
+	return errors.Is(err, errs.NotFound) || err == nil && m.Spec.State == api.MemberWanted
+}
+
+// serveShared answers the API of a pool whose state is in an external etcd.
+func (h *daemon) serveShared(ctx context.Context, rs *remote.Store) error {
+	if err := h.shared(ctx, rs); err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		err := h.keepState(ctx, nil, func() {})
+		if ctx.Err() == nil {
+			h.log.Warn("this host does not answer the API now", "error", err)
+			_ = h.clk.Sleep(ctx, partAgain) // ends early only with ctx
+		}
+	}
+	return ctx.Err()
+}
+
+// keepState runs the control plane's part of this host until it ends. mem is nil with an
+// external etcd; opened is told that the store serves.
+func (h *daemon) keepState(ctx context.Context, mem *membership, opened func()) error {
+	if mem != nil { // before the others are met, who may be waited for: the old one may have ended
+		if err := certify(h.c, auth.NewCA(filepath.Join(h.c.State, "pki"), h.clk, rand.Reader), mem); err != nil {
+			return err
+		}
+	}
 	p, err := openPlane(ctx, h.c, mem.peers(h.c), h.clk, h.log)
 	if err != nil {
 		return err
 	}
+	opened()
 	h.plane.Store(p)
 	defer func() {
 		h.plane.Store(nil)
@@ -257,61 +351,140 @@ func (h *daemon) keepState(ctx context.Context, mem *membership) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.mirror(ctx) })
 	g.Go(func() error { return p.lead(ctx) })
-	g.Go(func() error { return p.keepCertified(ctx) })
+	g.Go(func() error { return h.keepCertified(ctx, p) })
+	g.Go(func() error { return p.announce(ctx) })
 	g.Go(func() error { return p.base.Ended(ctx) })
 	g.Go(func() error { return p.srv.Run(ctx) })
 	h.register(ctx, p)
-	h.log.Info("this host keeps the pool's state", "peer", mem.Advertise)
+	h.log.Info("this host serves the pool's state")
 	return g.Wait()
 }
 
 // asked waits until this host is wanted, asks for its part, and keeps what it needs.
-func (h *daemon) asked(ctx context.Context, rs *remote.Store) (*membership, error) {
-	for {
-		m, err := h.ask(ctx, rs)
+func (h *daemon) asked(ctx context.Context, rs *remote.Store) (got *membership, err error) {
+	ctx, done := context.WithCancel(ctx)
+	defer done()
+	look := func() (int64, error) {
+		m, rev, err := h.ask(ctx, rs)
 		if m != nil {
-			return m, nil
-		}
-		if err != nil && ctx.Err() == nil {
+			got = m
+			done()
+		} else if err != nil && ctx.Err() == nil {
 			h.log.Warn("this host should keep the pool's state; trying again", "error", err)
 		}
-		if err := h.clk.Sleep(ctx, partPoll); err != nil {
-			return nil, err
+		return rev, err
+	}
+	if h.rep != nil {
+		onChange(ctx, h.clk, h.rep, api.Selector{Kind: api.KindMember, Name: h.c.Node}, look)
+	} else { // a host that runs nothing may only read its own membership; there are few of them
+		for ctx.Err() == nil {
+			_, _ = look()                  // has said what is wrong
+			_ = h.clk.Sleep(ctx, partPoll) // ends early only with ctx
 		}
 	}
+	if got == nil {
+		return nil, ctx.Err()
+	}
+	return got, nil
 }
 
-// ask gives nil when this host is not wanted.
-func (h *daemon) ask(ctx context.Context, rs *remote.Store) (*membership, error) {
+// ask gives nil when this host is not wanted, as of a revision where that can be watched.
+// The replica may be behind, so what it shows is only why to ask.
+func (h *daemon) ask(ctx context.Context, rs *remote.Store) (*membership, int64, error) {
+	var rev int64
+	if h.rep != nil {
+		list, at, err := store.List[*api.Member](ctx, h.rep, api.Selector{Kind: api.KindMember, Name: h.c.Node})
+		if err != nil {
+			return nil, 0, err
+		}
+		if len(list) == 0 {
+			return nil, at, nil
+		}
+		rev = at
+	}
 	m, err := store.Get[*api.Member](ctx, rs, api.Ref{Kind: api.KindMember, Name: h.c.Node})
-	if errors.Is(err, errs.NotFound) || err == nil && m.Spec.State != api.MemberWanted && m.Spec.State != api.MemberLearner {
-		return nil, nil //nolint:nilnil // not wanted
+	if errors.Is(err, errs.NotFound) || err == nil && m.Spec.State == api.MemberLeaving {
+		return nil, rev, nil
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	mine, err := h.join(ctx, rs, m)
+	return mine, rev, err
+}
+
+// join takes the part that this host is wanted for. One that votes and comes here has lost
+// its copy, with its disk: it begins anew.
+func (h *daemon) join(ctx context.Context, rs *remote.Store, m *api.Member) (mine *membership, err error) {
+	req := api.TakePartRequest{Fresh: m.Spec.State == api.MemberVoter}
+	if h.role == api.RoleWitness {
+		mine, err = reachableWitness(h.c)
+	} else if mine, err = reachable(h.c); err == nil {
+		req.API = serverConfig(h.c).Advertise[0]
 	}
 	if err != nil {
 		return nil, err
 	}
-	mine, err := reachable(h.c)
+	req.Peer = mine.Advertise
+	ans, err := h.part(ctx, rs, req)
 	if err != nil {
 		return nil, err
 	}
-	csr, err := join.Sign(h.c.State, joinDeps())
-	if err != nil {
-		return nil, err
-	}
-	ans, err := rs.TakePart(ctx, h.c.Node, api.TakePartRequest{CSR: string(csr), Peer: mine.Advertise, API: serverConfig(h.c).Advertise[0]})
-	if err != nil {
-		return nil, err
-	}
-	if err := h.adoptAuthority(ans.Authority); err != nil {
-		return nil, err
+	if h.role != api.RoleWitness {
+		if err := h.adoptAuthority(ans.Authority); err != nil {
+			return nil, err
+		}
 	}
 	if err := join.WriteFile(filepath.Join(h.c.State, "pki", "member.crt"), []byte(ans.Certificate)); err != nil {
 		return nil, err
 	}
 	// What an earlier part left belongs to a member that is no more.
-	if err := os.RemoveAll(filepath.Join(h.c.State, "etcd")); err != nil {
-		return nil, errs.New(errs.Internal, "remove an old copy of the state: %w", err)
+	if err := putAway(h.c.State); err != nil {
+		return nil, err
 	}
 	mine.Cluster, mine.Join = ans.Cluster, true
 	return mine, mine.save(h.c.State)
+}
+
+// part asks for this host's part, by its key.
+func (h *daemon) part(ctx context.Context, rs *remote.Store, req api.TakePartRequest) (*api.TakePartAnswer, error) {
+	csr, err := join.Sign(h.c.State, joinDeps())
+	if err != nil {
+		return nil, err
+	}
+	req.CSR = string(csr)
+	return rs.TakePart(ctx, h.c.Node, req)
+}
+
+// witnessPort is where a witness is reached unless the settings say otherwise: the same as on servers.
+const witnessPort = "7444"
+
+// reachableWitness says where other members would reach this witness's copy of the state.
+func reachableWitness(c config) (*membership, error) {
+	listen := c.PeerListen
+	if listen == "" {
+		listen = "0.0.0.0:" + witnessPort
+	}
+	h, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "peer-listen %q: %w", listen, err)
+	}
+	ip := net.ParseIP(h)
+	switch {
+	case c.Advertise != "":
+		ends, err := advertised(config{Listen: listen, Advertise: c.Advertise})
+		if err != nil || len(ends) == 0 {
+			return nil, errs.New(errs.Invalid, "advertise %q is not host:port", c.Advertise)
+		}
+		return &membership{Listen: "https://" + listen, Advertise: ends[0]}, nil
+	case h == "" || ip != nil && ip.IsUnspecified():
+		own := ownAddresses(c.Subnet)
+		if len(own) == 0 {
+			return nil, errs.New(errs.Unsupported, "no address is known by which the other members reach this witness").WithHint("start it with --peer-listen ADDRESS:%s, or --advertise ADDRESS:PORT", witnessPort)
+		}
+		h = own[0]
+	case h == "localhost" || ip != nil && ip.IsLoopback():
+		return nil, errs.New(errs.Unsupported, "other members cannot reach a witness that listens on %q", listen).WithHint("--peer-listen 0.0.0.0:%s", witnessPort)
+	}
+	return &membership{Listen: "https://" + listen, Advertise: "https://" + net.JoinHostPort(h, port)}, nil
 }

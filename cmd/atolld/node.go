@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	mrand "math/rand/v2"
-	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,51 +20,38 @@ import (
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
 	"atoll/internal/store/replica"
-	"atoll/internal/sys/boot"
 	"atoll/internal/sys/cgroup"
-	"atoll/internal/tunnel"
-	"atoll/internal/tunnel/wire"
 )
 
 // node is the part of this process that runs instances on its host: the agent, the
 // lease it acts by, and the connections to the pool's servers.
 type node struct {
-	c   config
-	clk clock.Clock
-	log *slog.Logger
+	*heart
 
 	st     store.Store   // as this node may write: by its lease
 	remote *remote.Store // what is below it; nil where the pool began, which has the state in this process
 	agent  *agent.Agent
 	rec    *reconcile.Recorder
-	holder *lease.Holder
 	warden *warden
-	id     *join.Identity   // nil: this host is alone, and listens nowhere
-	link   *wire.Link       // nil as well
-	plane  func() *plane    // the control plane in this process; gives nil while there is none
 	rep    *replica.Replica // what the agent works on, where others keep the state; else nil
-
-	mu   sync.Mutex
-	ways map[string]*lease.Remote // by endpoint
 }
 
 // nodeDeps is what a node is made of.
 type nodeDeps struct {
-	c     config
-	clk   clock.Clock
-	log   *slog.Logger
-	store store.Store
-	imgs  *images
-	id    *join.Identity
-	plane func() *plane
+	c      config
+	clk    clock.Clock
+	log    *slog.Logger
+	store  store.Store
+	imgs   *images
+	id     *join.Identity
+	plane  func() *plane
+	remote *remote.Store // what is below store; nil where the state is in this process
 }
 
 func newNode(d nodeDeps) (*node, error) {
-	n := &node{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, ways: map[string]*lease.Remote{}}
-	n.remote, _ = d.store.(*remote.Store)
+	n := &node{remote: d.remote}
 	n.warden = newWarden(fence.New(fence.Config{Run: d.c.Run, Group: d.c.Group, Start: fence.Spawn(d.c.Run, d.c.Group), Clock: d.clk, Log: d.log, OnFenced: n.fenced}), d.log)
-	n.holder = lease.NewHolder(lease.HolderDeps{HolderConfig: lease.HolderConfig{Interval: d.c.Heartbeat.D()}, Clock: d.clk, Log: d.log, Ways: n.servers,
-		Boot: boot.Now, Extended: n.warden.extend})
+	n.heart = newHeart(heartDeps{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, dir: directory{where: n.endpoints, watched: d.store}, extended: n.warden.extend})
 	n.st = store.Fenced(d.store, api.NodeLease(d.c.Node), n.holder.Rev)
 	dv, err := buildDrivers(d.c, d.clk, d.log)
 	if err != nil {
@@ -79,19 +64,13 @@ func newNode(d nodeDeps) (*node, error) {
 	n.rec = reconcile.NewRecorder(n.st, d.clk, d.log, "agent/"+d.c.Node)
 	n.agent = agent.New(agent.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.runtimes, Network: dv.network, Storage: dv.storage,
 		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c).read, Lease: n.holder, Guard: n.warden})
-	if d.id != nil {
-		n.link = wire.NewLink(wire.LinkConfig{TLS: d.id.TLS(), Handler: n.agent.Handle, Clock: d.clk, Log: d.log,
-			Rand: mrand.New(mrand.NewPCG(uint64(d.clk.Now().UnixNano()), uint64(len(d.c.Node))))}) //nolint:gosec // jitter
-	}
+	n.connect(n.agent.Handle)
 	return n, nil
 }
 
 // start takes the lease and publishes the host. run must be called next.
 func (n *node) start(ctx context.Context, g *errgroup.Group) error {
-	if n.link != nil {
-		n.link.Set(n.others())
-		g.Go(func() error { return n.link.Run(ctx) })
-	}
+	n.reach(ctx, g)
 	alone, err := n.first(ctx)
 	if err != nil {
 		return fmt.Errorf("take the lease of %s: %w", n.c.Node, err)
@@ -132,7 +111,7 @@ func (n *node) run(ctx context.Context) error {
 		n.dropLease()
 		poke(lost)
 	}
-	g.Go(func() error { return n.holder.Run(ctx) })
+	n.keep(ctx, g)
 	g.Go(func() error {
 		return each(ctx, lost, func() { n.agent.LeaseLost(ctx) })
 	})
@@ -145,10 +124,6 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.warden.run(ctx) })
 	g.Go(func() error { return n.rec.Run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
-	if n.id != nil {
-		g.Go(func() error { return n.id.Run(ctx, n.log) })
-		g.Go(func() error { return n.refresh(ctx) })
-	}
 	return g.Wait()
 }
 
@@ -182,77 +157,46 @@ func (n *node) catchUp(ctx context.Context) {
 	}
 }
 
+const leaseAgain = 500 * time.Millisecond
+
+// errChanged ends a watch that has told what it is there for.
+var errChanged = errors.New("something changed")
+
 const (
-	leaseAgain   = 500 * time.Millisecond
-	refreshEvery = 5 * time.Second
+	changeAgain = 2 * time.Second // after what failed
+	changeMost  = 5 * time.Minute // without a change
 )
 
-// others lists the servers but the one in this process.
-func (n *node) others() []string {
-	out := n.id.Endpoints()
-	if p := n.plane(); p != nil {
-		own := serverConfig(n.c).Advertise
-		out = slices.DeleteFunc(out, func(u string) bool { return slices.Contains(own, u) })
-	}
-	return out
-}
-
-// refresh follows which servers there are.
-func (n *node) refresh(ctx context.Context) error {
-	for n.clk.Sleep(ctx, refreshEvery) == nil {
-		if err := n.endpoints(ctx); err != nil && ctx.Err() == nil {
-			n.log.Debug("cannot learn where the servers are", "error", err)
+// onChange calls look, which gives the revision it looked at, at once, whenever what is
+// chosen has changed since, soon after it failed, and seldom otherwise. A thousand hosts
+// that ask every few seconds whether anything is new would be most of a server's work.
+func onChange(ctx context.Context, clk clock.Clock, st store.Store, sel api.Selector, look func() (int64, error)) {
+	for ctx.Err() == nil {
+		rev, err := look()
+		if err == nil {
+			wait, cancel := context.WithTimeout(ctx, changeMost)
+			err = st.Watch(wait, sel, rev, func(store.Event) error { return errChanged })
+			cancel()
 		}
-		n.link.Set(n.others())
+		if !errors.Is(err, errChanged) && !errors.Is(err, context.DeadlineExceeded) {
+			_ = clk.Sleep(ctx, changeAgain) // ends early only with ctx
+		}
 	}
-	return ctx.Err()
 }
 
 // endpoints learns where the servers are, from the members themselves.
-func (n *node) endpoints(ctx context.Context) error {
-	list, _, err := store.List[*api.Member](ctx, n.st, api.Selector{Kind: api.KindMember})
+func (n *node) endpoints(ctx context.Context) (urls []string, rev int64, err error) {
+	list, rev, err := store.List[*api.Member](ctx, n.st, api.Selector{Kind: api.KindMember})
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
-	var urls []string
-	for _, m := range list {
-		if m.Spec.API != "" && !m.Spec.Witness && m.Spec.State == api.MemberVoter {
-			urls = append(urls, m.Spec.API)
-		}
-	}
-	if len(urls) == 0 {
-		return nil
-	}
-	if n.remote != nil {
+	urls = voters(list)
+	if n.remote != nil && len(urls) > 0 {
 		if err := n.remote.Use(urls); err != nil {
-			return err
+			return nil, 0, err
 		}
 	}
-	return n.id.SetEndpoints(urls)
-}
-
-// servers are the ways to whoever leads: the one in this process first.
-func (n *node) servers() []lease.Renewer {
-	var out []lease.Renewer
-	if p := n.plane(); p != nil {
-		out = append(out, lease.Local(n.c.Node, p.keeper.Load))
-	}
-	if n.link == nil {
-		return out
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, u := range n.others() {
-		w := n.ways[u]
-		if w == nil {
-			w = lease.NewRemote(func(ctx context.Context) (*tunnel.Stream, error) {
-				return n.link.Open(ctx, u, tunnel.Header{Verb: lease.Verb})
-			})
-			n.ways[u] = w
-		}
-		out = append(out, w)
-	}
-	return out
+	return urls, rev, nil
 }
 
 // remoteStore is the pool as a host sees it that does not keep its state.

@@ -64,11 +64,18 @@ func openPlane(ctx context.Context, c config, peers etcdstore.Peers, clk clock.C
 	p.cache = store.NewCache(base, allKinds()...)
 	p.st = quota.New(p.cache)
 	p.st.Reserve = quota.Reserve{Buffer: c.Buffer, Spare: c.Spare}
+	if p.st.FirstUID, err = quota.UIDStart(rand.Reader); err != nil {
+		return nil, errors.Join(err, base.Close())
+	}
 	p.ca = auth.NewCA(filepath.Join(c.State, "pki"), clk, rand.Reader)
 	p.fresh = store.NewFresh(p.st, p.cache, p.shared)
 	fresh := p.fresh
+	var group store.Cluster // an external etcd is its operator's
+	if c.EtcdEndpoints == "" {
+		group = base
+	}
 	p.srv = server.New(server.Deps{Store: fresh, Auth: auth.New(clk, auth.Config{}), CA: p.ca, Hub: p.hub, Clock: clk, Rand: rand.Reader, Log: log,
-		Lists: fresh, Base: base, Group: base, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log),
+		Lists: fresh, Base: base, Group: group, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log),
 		NodeStream: p.nodeStream, Power: func(b api.BMC) (bmc.Power, error) { return bmc.Open(b, bmc.Dir) }}, serverConfig(c))
 	p.usage = p.srv.Usage
 	return p, nil
@@ -143,7 +150,7 @@ func switchOff(ctx context.Context, n *api.Node) error {
 // members is how the hosts are chosen that keep the state; an external etcd is its operator's.
 func (p *plane) members() host.MembersDeps {
 	if p.c.EtcdEndpoints != "" {
-		return host.MembersDeps{}
+		return host.MembersDeps{Clock: p.clk, Log: p.log, External: true, Self: p.c.Node}
 	}
 	want, err := strconv.Atoi(p.c.Members)
 	if err != nil {
@@ -171,11 +178,11 @@ func (p *plane) rebalance() control.RebalanceConfig {
 }
 
 // bootstrap makes what every pool begins with.
-func (p *plane) bootstrap(ctx context.Context, imgs *images) error {
+func (p *plane) bootstrap(ctx context.Context, imgs *images, role api.JoinRole) error {
 	if err := bootstrap(ctx, p.st, p.clk, imgs); err != nil {
 		return err
 	}
-	if err := knowSelf(ctx, p.st, p.clk, p.c); err != nil {
+	if err := knowSelf(ctx, p.st, p.clk, p.c, role); err != nil {
 		return fmt.Errorf("node %s: %w", p.c.Node, err)
 	}
 	return nil

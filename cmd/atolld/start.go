@@ -24,6 +24,7 @@ import (
 	"atoll/internal/join"
 	"atoll/internal/store"
 	"atoll/internal/store/etcdstore"
+	"atoll/internal/store/remote"
 	"atoll/internal/store/replica"
 	"atoll/internal/tunnel"
 )
@@ -34,8 +35,10 @@ var errAgain = errors.New("this host's part in the pool has changed")
 
 // runUp runs what this host is in its pool: its beginning, one that joined, one that
 // keeps the state. That may change meanwhile; instances run on.
-func runUp(ctx context.Context, args []string) error {
-	c, err := load("up", args, nil)
+func runUp(ctx context.Context, args []string) error { return runHost(ctx, "up", args) }
+
+func runHost(ctx context.Context, verb string, args []string) error {
+	c, err := load(verb, args, nil)
 	if err != nil {
 		return err
 	}
@@ -43,19 +46,27 @@ func runUp(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
+	role, err := roleAs(verb, c)
+	if err != nil {
+		return err
+	}
+	root := os.Geteuid() == 0
+	if role == api.RoleNode && !root {
 		return errs.New(errs.Denied, "atolld up needs root: it makes namespaces, cgroups and network interfaces").WithHint("sudo atolld up")
 	}
-	unlock, err := prepareDirs(c)
+	c = c.as(role)
+	unlock, err := claimDirs(c, role)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if err := settleIn(c); err != nil {
-		log.Warn("the daemon shares the CPU with everything else on the host", "error", err)
+	if root {
+		if err := settleIn(c); err != nil {
+			log.Warn("the daemon shares the CPU with everything else on the host", "error", err)
+		}
 	}
 	for {
-		err := upOnce(ctx, c, log)
+		err := upOnce(ctx, c, role, log)
 		if ctx.Err() != nil {
 			log.Info("stopped; instances run on")
 			return nil
@@ -72,17 +83,18 @@ type daemon struct {
 	c     config
 	clk   clock.Clock
 	log   *slog.Logger
+	role  api.JoinRole
 	id    *join.Identity // nil: not known to anybody else yet
 	plane atomic.Pointer[plane]
-	node  *node
+	node  *node            // nil where no instances run
 	rep   *replica.Replica // what the agent needs of the pool, where others keep that
-	imgs  *images
-	parts sync.WaitGroup // streams of this process's own agent
+	imgs  *images          // nil where no instances run
+	parts sync.WaitGroup   // streams of this process's own agent
 }
 
-func upOnce(ctx context.Context, c config, log *slog.Logger) (err error) {
+func upOnce(ctx context.Context, c config, role api.JoinRole, log *slog.Logger) (err error) {
 	began := time.Now()
-	h := &daemon{c: c, clk: clock.Real{}, log: log}
+	h := &daemon{c: c, clk: clock.Real{}, log: log, role: role}
 	if h.id, err = join.Load(c.State, joinDeps()); err != nil && !errors.Is(err, errs.NotFound) {
 		return err
 	}
@@ -99,9 +111,12 @@ func upOnce(ctx context.Context, c config, log *slog.Logger) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, gctx := errgroup.WithContext(ctx)
-	if mem == nil && (h.id == nil || h.id.Founder()) {
+	switch {
+	case role == api.RoleWitness:
+		err = h.witness(gctx, g, mem)
+	case mem == nil && (h.id == nil || h.id.Founder()):
 		err = h.alone(gctx, g)
-	} else {
+	default:
 		err = h.oneOfMany(gctx, g, mem)
 	}
 	if err != nil {
@@ -130,7 +145,9 @@ func upOnce(ctx context.Context, c config, log *slog.Logger) (err error) {
 // new beginning.
 func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 	var open errgroup.Group // both wait for the disk
-	open.Go(func() (err error) { h.imgs, err = openImages(ctx, h.c, h.clk, h.log); return err })
+	if h.role == api.RoleNode {
+		open.Go(func() (err error) { h.imgs, err = openImages(ctx, h.c, h.clk, h.log); return err })
+	}
 	open.Go(func() error {
 		p, err := openPlane(ctx, h.c, etcdstore.Peers{}, h.clk, h.log)
 		if err == nil {
@@ -143,7 +160,10 @@ func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 	}
 	p := h.plane.Load()
 	g.Go(func() error { return p.mirror(ctx) })
-	if err := p.bootstrap(ctx, h.imgs); err != nil {
+	if err := h.mayBegin(ctx, p); err != nil {
+		return err
+	}
+	if err := p.bootstrap(ctx, h.imgs, h.role); err != nil {
 		return err
 	}
 	if err := h.found(ctx, p); err != nil {
@@ -151,8 +171,14 @@ func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 	}
 	g.Go(func() error { return p.lead(ctx) })
 	g.Go(func() error { return h.ended(ctx, p) })
-	g.Go(func() error { return p.keepCertified(ctx) })
-	if err := h.makeNode(p.st); err != nil {
+	g.Go(func() error { return h.keepCertified(ctx, p) })
+	g.Go(func() error { return p.announce(ctx) })
+	if h.role != api.RoleNode {
+		h.pulse(ctx, g, directory{where: p.endpoints, watched: p.st})
+		g.Go(func() error { return p.srv.Run(ctx) })
+		return nil
+	}
+	if err := h.makeNode(p.st, nil); err != nil {
 		return err
 	}
 	h.register(ctx, p)
@@ -169,11 +195,16 @@ func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 // whichever answers and waits for nothing on this host; this host's copy of the state,
 // where it keeps one, comes and goes beside it.
 func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membership) (err error) {
-	if h.imgs, err = openImages(ctx, h.c, h.clk, h.log); err != nil {
-		return err
-	}
 	rs, err := remoteStore(h.id)
 	if err != nil {
+		return err
+	}
+	if h.role != api.RoleNode {
+		g.Go(func() error { return h.takePart(ctx, rs, mem) })
+		h.pulse(ctx, g, told(rs))
+		return nil
+	}
+	if h.imgs, err = openImages(ctx, h.c, h.clk, h.log); err != nil {
 		return err
 	}
 	pool := sha256.Sum256(h.id.Authority())
@@ -182,7 +213,7 @@ func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membersh
 	if err != nil {
 		return err
 	}
-	if err := h.makeNode(h.rep); err != nil {
+	if err := h.makeNode(h.rep, rs); err != nil {
 		return err
 	}
 	h.node.rep = h.rep
@@ -195,8 +226,8 @@ func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membersh
 	return nil
 }
 
-func (h *daemon) makeNode(st store.Store) (err error) {
-	if h.node, err = newNode(nodeDeps{c: h.c, clk: h.clk, log: h.log, store: st, imgs: h.imgs, id: h.id, plane: h.plane.Load}); err != nil {
+func (h *daemon) makeNode(st store.Store, rs *remote.Store) (err error) {
+	if h.node, err = newNode(nodeDeps{c: h.c, clk: h.clk, log: h.log, store: st, imgs: h.imgs, id: h.id, plane: h.plane.Load, remote: rs}); err != nil {
 		return fmt.Errorf("node %s: %w", h.c.Node, err)
 	}
 	return nil
@@ -204,6 +235,9 @@ func (h *daemon) makeNode(st store.Store) (err error) {
 
 // register makes this process's own agent reachable for its API.
 func (h *daemon) register(ctx context.Context, p *plane) {
+	if h.node == nil {
+		return
+	}
 	dial, drained := tunnel.Local(ctx, h.node.agent.Handle)
 	p.hub.Register(h.c.Node, dial)
 	h.parts.Go(func() { <-ctx.Done(); drained() })
@@ -245,7 +279,7 @@ func (h *daemon) found(ctx context.Context, p *plane) error {
 	if err != nil {
 		return err
 	}
-	h.id, err = join.Found(h.c.State, joinDeps(), &api.JoinAnswer{Node: h.c.Node, Role: api.RoleNode, Certificate: string(cert), Authority: string(authority),
+	h.id, err = join.Found(h.c.State, joinDeps(), &api.JoinAnswer{Node: h.c.Node, Role: h.role, Certificate: string(cert), Authority: string(authority),
 		Endpoints: ends, Pool: api.PoolSettings{Subnet: h.c.Subnet}})
 	return err
 }

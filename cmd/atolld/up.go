@@ -78,10 +78,8 @@ const runSize = 256 << 20
 
 // prepareDirs makes the directories and keeps a second daemon away.
 func prepareDirs(c config) (unlock func(), err error) {
-	for dir, mode := range map[string]os.FileMode{c.State: 0o711, c.Run: 0o755} {
-		if err := os.MkdirAll(dir, mode); err != nil {
-			return nil, errs.New(errs.Unavailable, "make %s: %w", dir, err)
-		}
+	if err := makeDirs(c); err != nil {
+		return nil, err
 	}
 	// Where /run is on disk, starts would wait for that disk.
 	if in, err := mount.InMemory(c.Run); err != nil {
@@ -91,6 +89,20 @@ func prepareDirs(c config) (unlock func(), err error) {
 			return nil, errs.New(errs.Unavailable, "%w", err)
 		}
 	}
+	return lockDirs(c)
+}
+
+func makeDirs(c config) error {
+	for dir, mode := range map[string]os.FileMode{c.State: 0o711, c.Run: 0o755} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return errs.New(errs.Unavailable, "make %s: %w", dir, err).WithHint("run it as root, or give directories that this account may write: --state DIR --run DIR")
+		}
+	}
+	return nil
+}
+
+// lockDirs keeps a second daemon away.
+func lockDirs(c config) (unlock func(), err error) {
 	lock, err := os.OpenFile(filepath.Join(c.Run, "atolld.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, errs.New(errs.Unavailable, "make the lock: %w", err)

@@ -179,8 +179,17 @@ func (a *Agent) Start(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	return a.publish(ctx)
+	for try := 0; ; try++ {
+		err := a.publish(ctx)
+		if !errors.Is(err, errs.Conflict) || try == publishTries {
+			return err
+		}
+	}
 }
+
+// publishTries is how often a start looks at its node again when somebody else changed it
+// meanwhile, as the control plane does in a pool where many begin at once.
+const publishTries = 5
 
 // Run works until ctx ends. Instances run on.
 func (a *Agent) Run(ctx context.Context) error {

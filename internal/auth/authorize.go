@@ -88,10 +88,27 @@ func verbList(v []api.Verb) string {
 	return strings.Join(s, ", ")
 }
 
-// roleMay is what a host may do with objects. What keeps the pool's state and runs
-// nothing needs none of them: its membership has calls of its own.
+// roleMay is what a host may do with objects. What runs nothing asks whether it is
+// wanted among the members, and only about itself (see Own); the rest of its part has
+// calls of its own.
 func roleMay(role api.JoinRole, verb api.Verb, kind api.Kind) bool {
-	return role == api.RoleNode && nodeMay(verb, kind)
+	if role == api.RoleNode {
+		return nodeMay(verb, kind)
+	}
+	return verb == api.VerbGet && kind == api.KindMember
+}
+
+// Own refuses what Authorize alone cannot tell apart: a host that runs no instances may
+// read nothing but its own membership. Everybody else may pass.
+func (a *Authority) Own(id Identity, ref api.Ref) error {
+	if id.Node == "" || ref.Name == id.Node {
+		return nil
+	}
+	role, err := a.roleOf(id)
+	if err != nil || role == api.RoleNode {
+		return err
+	}
+	return denied(id, api.VerbGet, ref.Kind, ref.Tenant, "as a "+string(role)+" it sees its own membership only")
 }
 
 func roleDoes(role api.JoinRole) string {

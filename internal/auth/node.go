@@ -57,6 +57,9 @@ func (a *Authority) roleOf(id Identity) (api.JoinRole, error) {
 	return n.Spec.Role, GoodKey(n, id.Key)
 }
 
+// RoleOf is the role of the host that a caller is, as long as it is one of the pool.
+func (a *Authority) RoleOf(id Identity) (api.JoinRole, error) { return a.roleOf(id) }
+
 // KeyOf finds the host that is known by a key.
 func (a *Authority) KeyOf(key string) (node string, ok bool) {
 	a.mu.RLock()

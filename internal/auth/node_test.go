@@ -137,14 +137,21 @@ func TestNodeIdentity(t *testing.T) {
 		}
 		for _, d := range api.Definitions() {
 			for _, v := range api.Verbs() {
-				if a.Allowed(who, v, d.Kind, "") || a.Authorize(who, v, d.Kind, "acme") == nil {
+				own := v == api.VerbGet && d.Kind == api.KindMember // whether it is wanted; see Own
+				if a.Allowed(who, v, d.Kind, "") != own || a.Authorize(who, v, d.Kind, "acme") == nil != own {
 					t.Errorf("a %s may %s %s", role, v, d.Kind)
 				}
 			}
 		}
+		if a.Own(who, api.Ref{Kind: api.KindMember, Name: "isle7"}) != nil || errs.KindOf(a.Own(who, api.Ref{Kind: api.KindMember, Name: "isle8"})) != errs.Denied {
+			t.Errorf("a %s sees more or less than its own membership", role)
+		}
 	}
 	changed(func(*api.NodeIdentity) {})
 	may(true, "good again")
+	if a.Own(who, api.Ref{Kind: api.KindMember, Name: "isle8"}) != nil {
+		t.Error("a node does not see who keeps the state")
+	}
 	a.Delete(api.RefOf(id), 99)
 	may(false, "removed")
 	a.Reset(nil)

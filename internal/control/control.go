@@ -45,7 +45,7 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off}),
 		host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce})}
 	all = append(all, workload.All(d.Clock)...)
-	if d.Members.Group != nil {
+	if d.Members.Group != nil || d.Members.External {
 		all = append(all, host.NewMembers(d.Members))
 	}
 	if d.Rebalance.Mode != RebalanceOff {

@@ -264,11 +264,16 @@ func (i *Identity) SetEndpoints(urls []string) error {
 func (i *Identity) Founder() bool { return i.record().Founder }
 
 // Demote notes that this host is one like all others from now on.
-func (i *Identity) Demote() error {
+func (i *Identity) Demote() error { return i.founder(false) }
+
+// Promote notes that the pool goes on from this host: what it has is all there is.
+func (i *Identity) Promote() error { return i.founder(true) }
+
+func (i *Identity) founder(is bool) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	rec := i.rec
-	rec.Founder = false
+	rec.Founder = is
 	if err := saveRecord(i.dir, rec); err != nil {
 		return err
 	}

@@ -136,9 +136,13 @@ func (h *Holder) First(ctx context.Context) error {
 	}
 }
 
+// sayAgain is between words about heartbeats that fail; an edge host may be away for days.
+const sayAgain = time.Minute
+
 // Run sends heartbeats until ctx ends.
 func (h *Holder) Run(ctx context.Context) error {
 	last := h.Clock.Now()
+	var said time.Time // when it was last said that there is no heartbeat; zero: there is
 	for {
 		wait := last.Add(h.Interval).Sub(h.Clock.Now())
 		if left, counting := h.left(); counting {
@@ -152,8 +156,14 @@ func (h *Holder) Run(ctx context.Context) error {
 			continue // woken only to judge
 		}
 		last = h.Clock.Now()
-		if err := h.beat(ctx); err != nil && ctx.Err() == nil {
-			h.Log.Warn("no heartbeat", "error", err)
+		err := h.beat(ctx)
+		if err == nil {
+			said = time.Time{}
+		} else if ctx.Err() == nil {
+			if said.IsZero() || last.Sub(said) >= sayAgain {
+				h.Log.Warn("no heartbeat", "error", err)
+				said = last
+			}
 			last = last.Add(-h.Interval * 4 / 5) // sooner, while it fails
 		}
 	}

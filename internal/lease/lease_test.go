@@ -486,3 +486,57 @@ func TestLeadIsTakenAndNoticed(t *testing.T) {
 		}
 	})
 }
+
+// A lease from before a restart is gone on with, as long as it lasts and nobody says otherwise.
+func TestResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		s := p.srv[0]
+		day := api.Duration(24 * time.Hour)
+		if _, err := p.mem.Commit(ctx, store.Create(&api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: "edge"}}, Spec: api.NodeSpec{DisconnectAllowed: &day}})); err != nil {
+			t.Fatal(err)
+		}
+		s.lead(ctx)
+		time.Sleep(100 * time.Millisecond)
+		g, err := s.keeper.Load().Take(ctx, "edge")
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		boot := func() time.Duration { return time.Since(start) + time.Hour }
+		var cut atomic.Bool
+		cut.Store(true)
+		var ends []time.Duration
+		lost := 0
+		h := NewHolder(HolderDeps{Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler), Boot: boot, Lost: func() { lost++ },
+			Ways:     func() []Renewer { return []Renewer{way{s: s, to: Local("edge", s.keeper.Load), cut: &cut}} },
+			Extended: func(end time.Duration, alone bool) { ends = append(ends, end) }})
+		h.Resume(g, boot()-time.Second)
+		h.Resume(Grant{}, boot()+time.Hour)
+		if h.Held() || len(ends) != 0 {
+			t.Fatal("held by a lease that is over, or by none")
+		}
+		h.Resume(g, boot()+10*time.Minute)
+		if !h.Held() || h.Rev() != g.Rev || len(ends) != 1 || ends[0] != boot()+10*time.Minute {
+			t.Fatal("not resumed", h.Held(), h.Rev(), ends)
+		}
+		go func() { _ = h.Run(ctx) }()
+		time.Sleep(9 * time.Minute)
+		if !h.Held() {
+			t.Error("given up early")
+		}
+		cut.Store(false)
+		time.Sleep(5 * time.Second)
+		if got, until := h.Tenure(); !h.Held() || got.Epoch != g.Epoch || until < boot()+20*time.Hour || lost != 0 {
+			t.Error("a server answered:", got, until, lost)
+		}
+		cut.Store(true)
+		time.Sleep(25 * time.Hour)
+		if h.Held() || lost != 1 {
+			t.Error("held beyond its end", lost)
+		}
+		cancel()
+		<-s.ended
+	})
+}

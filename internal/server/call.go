@@ -199,6 +199,11 @@ func (c *call) gate() error {
 		return c.Auth.Authorize(c.id, rt.Verb, rt.kind(), "")
 	}
 	name := c.r.PathValue("name")
+	if rt.Def.Kind == api.KindMember {
+		if err := c.Auth.Own(c.id, api.Ref{Kind: api.KindMember, Name: name}); err != nil {
+			return err
+		}
+	}
 	if rt.Def.Kind == api.KindTenant && name != "" {
 		return c.Auth.Authorize(c.id, rt.Verb, api.KindTenant, auth.ScopeOfRef(rt.Verb, api.Ref{Kind: api.KindTenant, Name: name}))
 	}

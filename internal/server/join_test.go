@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http/httptest"
@@ -8,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -266,6 +268,12 @@ func TestWitnessMayNothing(t *testing.T) {
 	f.do(who, "POST", "/v1/commit", `{"full":true,"ops":[{"verb":"check","rev":0,"ref":{"kind":"User","name":"x"}}]}`).problem(errs.Denied)
 	f.do(who, "POST", "/v1/commit", `{"ops":[{"verb":"check","rev":0,"ref":{"kind":"User","name":"x"}}]}`).problem(errs.Denied)
 	f.do(who, "GET", "/v1/whoami", "").want(200)
+	// Whether it is wanted among the members, it may know; of nobody else.
+	f.do(who, "GET", "/v1/members/vote1", "").problem(errs.NotFound)
+	f.do(who, "GET", "/v1/members/isle1", "").problem(errs.Denied)
+	f.do(who, "GET", "/v1/members", "").problem(errs.Denied)
+	f.do(who, "POST", "/v1/members/isle1/part", "{}").problem(errs.Denied)
+	f.do(who, "GET", "/v1/endpoints", "").want(200)
 	// It leaves although it is no node.
 	f.do(root(), "DELETE", "/v1/nodes/vote1", "").want(200)
 	if f.known("vote1", m) == nil {
@@ -474,4 +482,78 @@ func FuzzJoin(f *testing.F) {
 			t.Fatalf("%d %s", w.Code, w.Body)
 		}
 	})
+}
+
+// cluster is the servers of a pool as package enroll changes them.
+type cluster struct{ removed, added []string }
+
+func (c *cluster) Peers(context.Context) ([]store.Peer, error) {
+	return []store.Peer{{ID: 1, Name: "isle1", URL: "https://10.0.0.1:7444"}, {ID: 7, URL: "https://10.0.0.7:7444", Learner: true}}, nil
+}
+func (c *cluster) AddLearner(_ context.Context, url string) (store.Peer, error) {
+	c.added = append(c.added, url)
+	return store.Peer{ID: 7, URL: url, Learner: true}, nil
+}
+func (c *cluster) Promote(context.Context, uint64) error { return nil }
+func (c *cluster) RemovePeer(_ context.Context, id uint64) error {
+	c.removed = append(c.removed, fmt.Sprint(id))
+	return nil
+}
+
+// A host takes part for itself, when it is wanted; what it gets is what its part needs.
+func TestTakePart(t *testing.T) {
+	f := newFixture(t, Config{})
+	wit, srv := newMachine(t), newMachine(t)
+	f.join(f.joinToken("w", `{"role":"witness"}`), "vote1", wit).want(200)
+	f.join(f.joinToken("s", `{"role":"server"}`), "srv1", srv).want(200)
+	who := func(node string, m machine) auth.Identity {
+		return auth.Identity{Node: node, Key: m.key, Via: "certificate"}
+	}
+	member := func(name string, spec api.MemberSpec) {
+		f.put(&api.Member{Head: api.Head{K: api.KindMember, Meta: meta(name)}, Spec: spec})
+	}
+	part := func(node string, m machine, req api.TakePartRequest) reply {
+		req.CSR = m.csr
+		b, err := json.Marshal(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f.do(who(node, m), "POST", "/v1/members/"+node+"/part", string(b))
+	}
+	var ans api.TakePartAnswer
+	url := "https://10.0.0.7:7443"
+
+	// On an external etcd: whoever wrote itself among the members there, and only then.
+	part("srv1", srv, api.TakePartRequest{API: url}).problem(errs.Denied)
+	member("srv1", api.MemberSpec{State: api.MemberWanted})
+	part("srv1", srv, api.TakePartRequest{}).problem(errs.Invalid)
+	part("srv1", srv, api.TakePartRequest{API: url}).want(200).json(&ans)
+	if !strings.Contains(ans.Authority, "EC PRIVATE KEY") {
+		t.Error("a server without the authority")
+	}
+	part("srv1", newMachine(t), api.TakePartRequest{API: url}).problem(errs.Unauthenticated)
+	member("vote1", api.MemberSpec{State: api.MemberWanted, Witness: true})
+	part("vote1", wit, api.TakePartRequest{}).problem(errs.Unsupported)
+
+	// Among the pool's own servers.
+	g := &cluster{}
+	f.desk.Group = g
+	peer := "https://10.0.0.7:7444"
+	part("vote1", wit, api.TakePartRequest{Peer: "https://127.0.0.1:7444"}).problem(errs.Invalid)
+	ans = api.TakePartAnswer{}
+	part("vote1", wit, api.TakePartRequest{Peer: peer}).want(200).json(&ans)
+	if ans.Authority != "" || ans.Certificate == "" || ans.Cluster["vote1"] != peer || ans.Cluster["isle1"] == "" || len(g.added) != 1 || len(g.removed) != 0 {
+		t.Errorf("a new witness: %+v %+v", ans, g)
+	}
+	// With a vote it gets a new certificate, and begins anew only when it says that its copy is gone.
+	member("vote1", api.MemberSpec{State: api.MemberVoter, Witness: true, ID: "a", Peer: peer})
+	part("vote1", wit, api.TakePartRequest{Peer: peer}).want(200).json(&ans)
+	if ans.Certificate == "" || len(g.added) != 1 || len(g.removed) != 0 {
+		t.Errorf("a certificate only: %+v", g)
+	}
+	part("vote1", wit, api.TakePartRequest{Peer: peer, Fresh: true}).want(200)
+	m, err := store.Get[*api.Member](t.Context(), f.mem, api.Ref{Kind: api.KindMember, Name: "vote1"})
+	if err != nil || m.Spec.State != api.MemberLearner || m.Spec.ID != "7" || len(g.added) != 2 || !slices.Equal(g.removed, []string{"10"}) {
+		t.Errorf("it begins anew: %+v %v %+v", m, err, g)
+	}
 }

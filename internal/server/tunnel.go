@@ -60,7 +60,9 @@ func (c *call) tunnel() error {
 			}
 		}
 	})
-	defer c.Hub.Register(node, s.Open)()
+	if role, err := c.Auth.RoleOf(c.id); err == nil && role == api.RoleNode { // the others send signs of life only
+		defer c.Hub.Register(node, s.Open)()
+	}
 	c.Log.Info("node connected", slog.String("node", node), slog.String("from", c.source))
 	err = s.Run(ctx, func(ctx context.Context, h tunnel.Header, st *tunnel.Stream) error {
 		if c.NodeStream == nil {

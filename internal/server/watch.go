@@ -29,7 +29,7 @@ type lines struct {
 	rc *http.ResponseController
 
 	mu      sync.Mutex
-	w       *bufio.Writer
+	w       *bufio.Writer // from linePool while there is something to send; thousands of watches are silent
 	started bool
 	rev     int64 // the caller has seen everything it may see up to here
 }
@@ -50,7 +50,7 @@ func (c *call) watch(sel api.Selector, q url.Values) error {
 	gauge.Add(1)
 	defer gauge.Add(-1)
 
-	l := &lines{c: c, rc: http.NewResponseController(c.w), w: bufio.NewWriterSize(c.w, 8<<10)}
+	l := &lines{c: c, rc: http.NewResponseController(c.w)}
 	_ = l.rc.SetReadDeadline(time.Time{}) // not every writer knows deadlines; then there is none to lift
 	sel.Limit, sel.After = 0, ""
 	if s := q.Get("rev"); s != "" {
@@ -141,7 +141,14 @@ func (l *lines) put(o api.Object, kind string, rev int64, more bool) error {
 	return err
 }
 
+var linePool = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 8<<10) }}
+
+// start is called before anything is written.
 func (l *lines) start() {
+	if l.w == nil {
+		l.w = linePool.Get().(*bufio.Writer)
+		l.w.Reset(l.c.w)
+	}
 	if l.started {
 		return
 	}
@@ -157,8 +164,13 @@ func (l *lines) start() {
 // dropped, and comes back from the revision it saw last.
 func (l *lines) flush() error {
 	_ = l.rc.SetWriteDeadline(l.c.Clock.Now().Add(l.c.cfg.WriteTimeout)) // see watch
-	if err := l.w.Flush(); err != nil {
-		return err
+	if l.w != nil {
+		err := l.w.Flush()
+		l.w.Reset(nil) // also its error, and what could not be sent
+		linePool.Put(l.w)
+		if l.w = nil; err != nil {
+			return err
+		}
 	}
 	return l.rc.Flush()
 }
@@ -202,6 +214,7 @@ func (l *lines) end(err error) error {
 	if jerr != nil {
 		return err
 	}
+	l.start()
 	fmt.Fprintf(l.w, `{"type":"error","revision":%d,"error":%s}`+"\n", l.rev, b)
 	_ = l.flush() // the caller may be the reason for the end
 	return err

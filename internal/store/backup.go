@@ -244,6 +244,16 @@ func unpack(ctx context.Context, r io.Reader) (*os.File, Manifest, error) {
 	return f, m, nil
 }
 
+// ReadManifest tells what is in a backup, from its beginning; Load checks whether that is so.
+func ReadManifest(r io.Reader) (Manifest, error) {
+	z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxWindow), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return Manifest{}, bad("%w", err)
+	}
+	defer z.Close()
+	return readManifest(tar.NewReader(z))
+}
+
 func readManifest(t *tar.Reader) (Manifest, error) {
 	var m Manifest
 	h, err := t.Next()

@@ -196,6 +196,14 @@ func (c *Cache) apply(commit []Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	rev := commit[0].Rev
+	var changes []change // of one kind and revision: told as a whole
+	var kind api.Kind
+	tell := func() {
+		if len(changes) > 0 {
+			c.feeds[kind].add(changes...)
+			changes = changes[:0]
+		}
+	}
 	for _, ev := range commit {
 		ref := api.RefOf(ev.Object)
 		f := c.feeds[ref.Kind]
@@ -215,8 +223,13 @@ func (c *Cache) apply(commit []Event) {
 			ch.is = ev.Object
 			c.objs.put(newEntry(ev.Object))
 		}
-		f.add(ch)
+		if ref.Kind != kind {
+			tell()
+			kind = ref.Kind
+		}
+		changes = append(changes, ch)
 	}
+	tell()
 	c.rev = max(c.rev, rev)
 	c.signal()
 }

@@ -26,6 +26,7 @@ type feed struct {
 	next  uint64 // number the next change gets
 	lost  int64  // highest revision of what was dropped
 	wake  chan struct{}
+	index index // who waits for some changes only
 }
 
 // feedBatch bounds what a reader copies at once, whole revisions apart.
@@ -48,6 +49,7 @@ func (f *feed) add(list ...change) {
 		} else {
 			*f.at(f.next) = c
 		}
+		f.index.changed(f.next, &c)
 		f.next++
 	}
 	f.signal()
@@ -60,7 +62,7 @@ func (f *feed) drop() {
 	f.first++
 }
 
-// signal wakes all who wait.
+// signal wakes all who wait for any change.
 func (f *feed) signal() {
 	if f.wake != nil {
 		close(f.wake)
@@ -85,6 +87,7 @@ func (f *feed) reset(rev int64) {
 	f.ring = make([]change, f.limit)
 	f.next++
 	f.first, f.lost = f.next, rev
+	f.index.all()
 	f.signal()
 }
 
@@ -103,8 +106,10 @@ func (f *feed) gone(rev int64) error {
 	return errs.New(errs.Compacted, "the history after revision %d is gone; it starts after %d", rev, f.lost).WithHint("list again and watch from the revision of the answer")
 }
 
-// read copies changes from number n on; with none there it gives a channel that is closed when there are.
-func (f *feed) read(n uint64, buf []change) ([]change, <-chan struct{}, error) {
+// read copies changes from number n on; with none there it gives a channel that tells
+// when there are. With a seat it does so only for what may concern the one who sits
+// there, who goes on from seat.from.
+func (f *feed) read(n uint64, buf []change, s *seat) ([]change, <-chan struct{}, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if n < f.first {
@@ -121,7 +126,28 @@ func (f *feed) read(n uint64, buf []change) ([]change, <-chan struct{}, error) {
 	if len(buf) > 0 {
 		return buf, nil, nil
 	}
+	if s != nil {
+		f.index.sit(s)
+		return nil, s.ready, nil
+	}
 	return nil, f.waiter(), nil
+}
+
+// seat gives a watch its place in the index; nil: it is woken by every change.
+func (f *feed) seat(sel api.Selector) *seat {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.index.seat(sel)
+}
+
+// leave ends the wait of a watch that ends.
+func (f *feed) leave(s *seat) {
+	if s == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.index.rise(s)
 }
 
 // end is the number that the next change will get.
@@ -160,7 +186,7 @@ func (f *feed) all(rev int64) ([]change, error) {
 	}
 	var out, buf []change
 	for {
-		buf, _, err = f.read(n, buf)
+		buf, _, err = f.read(n, buf, nil)
 		if err != nil || len(buf) == 0 {
 			return out, err
 		}
@@ -175,19 +201,26 @@ func (f *feed) watch(ctx context.Context, sel api.Selector, rev int64, fn func(E
 	if err != nil {
 		return err
 	}
-	buf, evs := make([]change, 0, 8), make([]Event, 0, 8)
+	s := f.seat(sel)
+	var buf []change
+	var evs []Event
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		list, wait, err := f.read(n, buf)
+		list, wait, err := f.read(n, buf, s)
 		if err != nil {
 			return err
 		}
 		if len(list) == 0 {
+			buf, evs = nil, nil // thousands wait at once, and most of them for long
 			select {
 			case <-wait:
+				if s != nil {
+					n = s.from
+				}
 			case <-ctx.Done():
+				f.leave(s)
 				return ctx.Err()
 			}
 			continue

@@ -423,31 +423,53 @@ func ids(dir string) []string {
 }
 
 func (p *several) drain(t *testing.T) {
-	had := p.running(t, "web-", 6)["isle2"]
-	if had == 0 {
-		t.Fatal("nothing runs on isle2")
+	h := p.busiest(t)
+	var rest []string
+	for _, o := range p.Hosts[:3] {
+		if o != h {
+			rest = append(rest, o.Name)
+		}
 	}
-	out := p.do(t, "drain", "isle2", "--yes", "--timeout", "1m")
-	p.running(t, "web-", 6, "isle1", "isle3")
-	p.clean(t, p.Host("isle2"))
-	if back := p.do(t, "restore", "isle2", "--timeout", "1m"); !strings.Contains(back, "isle2 is restored") {
+	had := p.running(t, "web-", 6)[h.Name]
+	out := p.do(t, "drain", h.Name, "--yes", "--timeout", "1m")
+	p.running(t, "web-", 6, rest...)
+	p.clean(t, h)
+	if back := p.do(t, "restore", h.Name, "--timeout", "1m"); !strings.Contains(back, h.Name+" is restored") {
 		t.Fatalf("%s\n%s", out, back)
 	}
-	if on := p.running(t, "web-", 6); on["isle2"] != had {
-		t.Fatalf("%d left isle2; after the way back: %v", had, on)
+	if on := p.running(t, "web-", 6); on[h.Name] != had {
+		t.Fatalf("%d left %s; after the way back: %v", had, h.Name, on)
 	}
 }
 
+// busiest is the host with the most instances of the deployment.
+func (p *several) busiest(t *testing.T) *lab.Host {
+	t.Helper()
+	most, on := p.Hosts[0], p.running(t, "web-", 6)
+	for _, h := range p.Hosts[:3] {
+		if on[h.Name] > on[most.Name] {
+			most = h
+		}
+	}
+	return most
+}
+
 func (p *several) lost(t *testing.T) {
-	h := p.Host("isle3")
+	h := p.busiest(t)
+	var rest []string
+	for _, o := range p.Hosts[:3] {
+		if o != h {
+			rest = append(rest, o.Name)
+		}
+	}
 	before, others := p.pids(t), 6-p.running(t, "web-", 6)[h.Name]
 	began := time.Now()
 	if err := h.PowerOff(); err != nil {
 		t.Fatal(err)
 	}
-	p.running(t, "web-", 6, "isle1", "isle2")
-	t.Logf("all run elsewhere %.1f s after the host was lost", time.Since(began).Seconds())
-	p.ready(t, "isle1", "isle2")
+	p.running(t, "web-", 6, rest...)
+	t.Logf("the %d of %s run elsewhere %.1f s after it was lost", 6-others, h.Name, time.Since(began).Seconds())
+	p.ready(t, rest...)
 	same := 0
 	for name, pid := range p.pids(t) {
 		if before[name] == pid {
@@ -477,8 +499,9 @@ func (p *several) leaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.ready(t, "isle1", "isle2", "isle3", "isle4")
-	if _, err := p.Do("node", "remove", "isle3"); err == nil {
-		t.Fatal("a host with instances was removed")
+	busy := p.instances(t, "")[0].Status.Node
+	if _, err := p.Do("node", "remove", busy); err == nil {
+		t.Fatalf("%s, a host with instances, was removed", busy)
 	}
 	p.do(t, "drain", "isle4", "--yes", "--timeout", "1m")
 	p.do(t, "node", "remove", "isle4")

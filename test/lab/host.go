@@ -79,10 +79,11 @@ func (h *Host) Begin() error {
 	cmd := h.Exec(filepath.Join(h.lab.Bin, "atolld"), args...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = logf, logf, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	start := cmd.Start
 	if !h.lab.kept {
-		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+		start = func() error { return rig.StartTied(cmd) }
 	}
-	if err := cmd.Start(); err != nil {
+	if err := start(); err != nil {
 		return err
 	}
 	done := make(chan struct{})

@@ -18,7 +18,7 @@ import (
 func (h *Host) Slow(other *Host, delay time.Duration) error {
 	var l net.Listener
 	err := proc.InNetNS(h.space.Path(), func() (err error) {
-		l, err = net.Listen("tcp", "127.0.0.1:0")
+		l, err = net.Listen("tcp", net.JoinHostPort(h.Address, "0"))
 		return err
 	})
 	if err != nil {
@@ -31,11 +31,10 @@ func (h *Host) Slow(other *Host, delay time.Duration) error {
 	p := &proxy{l: l, delay: delay, open: map[net.Conn]bool{}, dial: func() (net.Conn, error) { return dialPast(h.space.Path(), other) }}
 	p.wg.Go(p.serve)
 	h.lab.atEnd(p.close)
-	return run(h.space, `sysctl -qw net.ipv4.conf.all.route_localnet=1
-nft add table ip labslow
+	return run(h.space, `nft add table ip labslow
 nft add chain ip labslow out '{ type nat hook output priority -100; }'
 nft add rule ip labslow out tcp sport `+strconv.Itoa(pastFrom)+`-65535 accept
-nft add rule ip labslow out ip daddr `+other.Address+` tcp dport `+port+` dnat to 127.0.0.1:`+at)
+nft add rule ip labslow out ip daddr `+other.Address+` tcp dport `+port+` dnat to `+h.Address+`:`+at)
 }
 
 // pastFrom begins the source ports that are not redirected: the kernel gives none of them to anybody by itself.

@@ -8,8 +8,10 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -30,10 +32,11 @@ func NewSpace(name string, kept bool) (*Space, error) {
 	}
 	s := &Space{name: name, cmd: &exec.Cmd{Path: path, Args: []string{name, "infinity"}, Dir: "/"}}
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Setsid: true}
+	start := s.cmd.Start
 	if !kept {
-		s.cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+		start = func() error { return StartTied(s.cmd) }
 	}
-	if err := s.cmd.Start(); err != nil {
+	if err := start(); err != nil {
 		return nil, fmt.Errorf("make a network namespace: %w", err)
 	}
 	s.pid = s.cmd.Process.Pid
@@ -43,6 +46,30 @@ func NewSpace(name string, kept bool) (*Space, error) {
 	}
 	return s, nil
 }
+
+// StartTied starts a command that is killed when this process ends. The kernel goes by the thread
+// that started it, and threads may end before their process does; this one does not.
+func StartTied(cmd *exec.Cmd) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	err := make(chan error, 1)
+	starter() <- func() { err <- cmd.Start() }
+	return <-err
+}
+
+// starter is a thread that stays to the end; so does its goroutine.
+var starter = sync.OnceValue(func() chan<- func() {
+	work := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for fn := range work {
+			fn()
+		}
+	}()
+	return work
+})
 
 // OwnSpace is the namespace this process is in. Closing it does nothing.
 func OwnSpace() *Space { return &Space{pid: os.Getpid()} }
@@ -134,6 +161,7 @@ func Alone() error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), aloneVar+"="+mine)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	runtime.LockOSThread()      // which this goes by
 	signal.Ignore(os.Interrupt) // the child cleans up
 	err = cmd.Run()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {

@@ -17,6 +17,7 @@ import (
 	"atoll/internal/cli/render"
 	"atoll/internal/cli/verb"
 	"atoll/internal/errs"
+	"atoll/internal/explain"
 	"atoll/internal/store"
 )
 
@@ -73,7 +74,32 @@ func (o *GetOptions) run(ctx context.Context, c *verb.Call) error {
 		c.Note("%s", o.nothing(c, t))
 		return nil
 	}
-	return o.Print(ctx, c, objs, len(t.Refs) == 1)
+	if err := o.Print(ctx, c, objs, len(t.Refs) == 1); err != nil {
+		return err
+	}
+	o.twoHosts(ctx, c, t, objs)
+	return nil
+}
+
+// twoHosts says what a pool of two hosts can bear, below a list of its nodes or members.
+// Who may not see both is told nothing.
+func (o *GetOptions) twoHosts(ctx context.Context, c *verb.Call, t verb.Targets, objs []api.Object) {
+	if !o.Tabular() || len(t.Kinds) != 1 || t.Kinds[0].Kind != api.KindNode && t.Kinds[0].Kind != api.KindMember || len(objs) > 2 {
+		return
+	}
+	cl, err := c.Server()
+	if err != nil {
+		return
+	}
+	nodes, _, err := store.List[*api.Node](ctx, cl, api.Selector{Kind: api.KindNode})
+	if err != nil || len(nodes) != 2 {
+		return
+	}
+	if members, _, err := store.List[*api.Member](ctx, cl, api.Selector{Kind: api.KindMember}); err == nil {
+		if text := explain.TwoHosts(nodes, members); text != "" {
+			c.Note("%s", text)
+		}
+	}
 }
 
 func (o *GetOptions) read(ctx context.Context, c *verb.Call, t verb.Targets) ([]api.Object, error) {

@@ -28,10 +28,14 @@ type Group interface {
 }
 
 // Members chooses which hosts keep the pool's state: one, three from three hosts on,
-// five from five on, in as many zones as can be. One comes or goes at a time: a chosen
+// five from five on, in as many zones as can be, and witnesses only where those that
+// answer the API are the majority all the same. One comes or goes at a time: a chosen
 // host becomes a learner, is given a vote when it has caught up, and only then one that
 // is lost is taken out. Which members there are is etcd's to say; the Members in the
 // store follow it.
+//
+// With an external etcd there is nobody to choose: every server writes its own Member,
+// and those whose hosts are lost are taken away, so that nobody asks them in vain.
 type Members struct {
 	MembersDeps
 }
@@ -42,6 +46,8 @@ type MembersDeps struct {
 	Log   *slog.Logger
 	Group Group
 	Self  string // the host this process runs on
+	// External says that the state is in an etcd of somebody else's; then there is no Group.
+	External bool
 	// Want is how many there should be; 0: by the number of hosts.
 	Want int
 	// Replace is how long a member may be lost before another takes its place; default 5 min.
@@ -86,6 +92,9 @@ func (m *Members) Owns() []api.Kind { return []api.Kind{api.KindMember} }
 
 // Reconcile makes one step.
 func (m *Members) Reconcile(ctx context.Context, s store.Store, _ api.Ref) (reconcile.Result, error) {
+	if m.External {
+		return m.tidy(ctx, s)
+	}
 	sit, err := m.look(ctx, s)
 	if err != nil {
 		return reconcile.Result{}, err
@@ -108,7 +117,7 @@ func (m *Members) Reconcile(ctx context.Context, s store.Store, _ api.Ref) (reco
 type hostSeen struct {
 	name, zone string
 	role       api.JoinRole
-	live       bool // its lease is held; a witness has none and counts as there
+	live       bool // its lease is held
 	lostFor    time.Duration
 	cordoned   bool
 }
@@ -134,7 +143,7 @@ type step struct {
 }
 
 func (m *Members) look(ctx context.Context, s store.Store) (situation, error) {
-	sit := situation{now: m.Clock.Now(), self: m.Self, selfID: m.Group.Self(), want: m.Want, replace: m.Replace, hosts: map[string]hostSeen{}, members: map[string]*api.Member{}}
+	sit := situation{now: m.Clock.Now(), self: m.Self, want: m.Want, replace: m.Replace, hosts: map[string]hostSeen{}, members: map[string]*api.Member{}}
 	ids, _, err := store.List[*api.NodeIdentity](ctx, s, api.Selector{Kind: api.KindNodeIdentity})
 	if err != nil {
 		return sit, fmt.Errorf("list hosts: %w", err)
@@ -143,7 +152,7 @@ func (m *Members) look(ctx context.Context, s store.Store) (situation, error) {
 		if id.Spec.Revoked != "" {
 			continue
 		}
-		h := hostSeen{name: id.Name, role: id.Spec.Role, live: id.Spec.Role == api.RoleWitness}
+		h := hostSeen{name: id.Name, role: id.Spec.Role, zone: id.Spec.Zone}
 		if n, err := lookup[*api.Node](ctx, s, api.Ref{Kind: api.KindNode, Name: id.Name}); err != nil {
 			return sit, err
 		} else if n != nil {
@@ -166,29 +175,78 @@ func (m *Members) look(ctx context.Context, s store.Store) (situation, error) {
 	for _, x := range members {
 		sit.members[x.Name] = x
 	}
+	if m.External {
+		return sit, nil
+	}
+	sit.selfID = m.Group.Self()
 	sit.peers, err = m.Group.Peers(ctx)
 	return sit, err
 }
 
-// target is how many members there should be.
+// tidy removes the members whose hosts are gone: their servers announce themselves
+// again when they come back.
+func (m *Members) tidy(ctx context.Context, s store.Store) (reconcile.Result, error) {
+	sit, err := m.look(ctx, s)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	for _, x := range sit.byName() {
+		why := sit.silent(x)
+		if why == "" {
+			continue
+		}
+		m.Log.Warn("a server of the pool answers no longer", "node", x.Name, "why", why)
+		if _, err := s.Commit(ctx, store.Remove(api.RefOf(x), x.Revision)); err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Conflict) {
+			return reconcile.Result{}, fmt.Errorf("remove the member %s: %w", x.Name, err)
+		}
+	}
+	return reconcile.Result{Again: membersRest, Poll: true}, nil
+}
+
+// silent says why a server that shares an external etcd is not there any more; "": it is.
+func (s *situation) silent(m *api.Member) string {
+	h, known := s.hosts[m.Name]
+	switch {
+	case m.Name == s.self:
+		return ""
+	case !known:
+		return "its host was removed from the pool"
+	case h.live, s.now.Sub(m.Spec.Since) <= partPatience && h.lostFor == 0: // it has just come, and takes its lease
+		return ""
+	}
+	return "its host is lost"
+}
+
+// target is how many members there should be: as many as there are hosts for, where
+// witnesses are fewer than half.
 func (s *situation) target() int {
-	n := 0
+	full, witnesses := 0, 0
 	for _, h := range s.hosts {
-		if h.live || s.members[h.name] != nil {
-			n++
+		if !h.live && s.members[h.name] == nil {
+			continue
+		}
+		if h.role == api.RoleWitness {
+			witnesses++
+		} else {
+			full++
 		}
 	}
 	most := s.want
 	if most == 0 {
 		most = 5
 	}
-	switch {
-	case n >= 5 && most >= 5:
-		return 5
-	case n >= 3 && most >= 3:
-		return 3
+	for n := 5; n > 1; n -= 2 {
+		if most >= n && full > n/2 && full+witnesses >= n {
+			return n
+		}
 	}
 	return 1
+}
+
+// there reports whether a host counts as there: being away for a moment is no reason.
+func (s *situation) there(name string) bool {
+	h := s.hosts[name]
+	return h.live || name == s.self || h.lostFor < s.replace
 }
 
 // memberOf is the Member of a peer; nil when the store has none.
@@ -226,8 +284,7 @@ func nextMember(s situation) step {
 			continue
 		}
 		voters++
-		h := s.hosts[m.Name]
-		if h.live || m.Name == s.self || h.lostFor < s.replace { // away for a moment is no reason
+		if s.there(m.Name) {
 			live++
 		} else {
 			lost = append(lost, m)
@@ -255,7 +312,7 @@ func nextMember(s situation) step {
 	slices.SortFunc(lost, func(a, b *api.Member) int { return cmp.Compare(a.Name, b.Name) })
 	switch {
 	case live < target && live > voters/2:
-		if name := s.best(); name != "" {
+		if name := s.best(target); name != "" {
 			return step{verb: "choose", name: name}
 		}
 	case live >= target && len(lost) > 0:
@@ -305,26 +362,33 @@ func (s *situation) byName() []*api.Member {
 }
 
 // best is the host that should be the next member: a witness first (that is all it is
-// for), then in a zone that has none yet, then one with nothing else against it.
-func (s *situation) best() string {
-	used := map[string]int{}
+// for), but never so many that they are half; then in a zone that has none yet, there a
+// server before one that runs instances, then one with nothing else against it.
+func (s *situation) best(target int) string {
+	used, witnesses := map[string]int{}, 0
 	for name := range s.members {
-		used[s.hosts[name].zone]++
+		h := s.hosts[name]
+		used[h.zone]++
+		if h.role == api.RoleWitness && s.there(name) {
+			witnesses++
+		}
 	}
 	var list []hostSeen
 	for _, h := range s.hosts {
-		if h.live && s.members[h.name] == nil {
+		if h.live && s.members[h.name] == nil && (h.role != api.RoleWitness || witnesses < target/2) {
 			list = append(list, h)
 		}
 	}
 	slices.SortFunc(list, func(a, b hostSeen) int {
 		rank := func(h hostSeen) int {
 			r := used[h.zone] * 4
-			if h.cordoned {
+			switch {
+			case h.role == api.RoleWitness:
+				return -2
+			case h.role == api.RoleServer:
+				r--
+			case h.cordoned:
 				r += 2
-			}
-			if h.role == api.RoleWitness {
-				r = -1
 			}
 			return r
 		}

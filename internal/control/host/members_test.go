@@ -309,3 +309,88 @@ func TestMembershipNeverCostsTheMajority(t *testing.T) {
 		}
 	})
 }
+
+// Witnesses alone are no pool: whoever else is lost, one that answers the API is left.
+func TestWitnessesAreFewerThanHalf(t *testing.T) {
+	f := newFleet(t, 0)
+	f.host("h0", "", api.RoleNode)
+	f.host("w1", "", api.RoleWitness)
+	f.host("w2", "", api.RoleWitness)
+	f.turn(20 * time.Second)
+	if got := f.voters(); !slices.Equal(got, []string{"h0"}) {
+		t.Fatalf("one host and two witnesses: %v", got)
+	}
+	f.host("h1", "", api.RoleNode)
+	f.turn(20 * time.Second)
+	if got := f.voters(); len(got) != 3 || slices.Contains(got, "w2") || !slices.Contains(got, "h1") {
+		t.Fatalf("two hosts and two witnesses: %v", got)
+	}
+	// A lost witness is replaced by the other one; a server goes before a host that runs instances.
+	f.live("w1", false)
+	f.turn(7 * time.Minute)
+	if got := f.voters(); !slices.Equal(got, []string{"h0", "h1", "w2"}) {
+		t.Fatalf("the witness was lost: %v", got)
+	}
+	f = newFleet(t, 3)
+	f.host("h0", "", api.RoleNode)
+	f.host("h1", "", api.RoleNode)
+	f.host("s1", "", api.RoleServer)
+	f.host("s2", "", api.RoleServer)
+	f.turn(20 * time.Second)
+	if got := f.voters(); !slices.Equal(got, []string{"h0", "s1", "s2"}) {
+		t.Fatalf("two servers: %v", got)
+	}
+	f.live("s1", false)
+	f.turn(7 * time.Minute)
+	if got := f.voters(); !slices.Equal(got, []string{"h0", "h1", "s2"}) {
+		t.Fatalf("a server was lost: %v", got)
+	}
+	if f.g.broken != "" {
+		t.Fatal(f.g.broken)
+	}
+}
+
+// With an external etcd nobody is chosen; members whose hosts are gone go.
+func TestExternalMembers(t *testing.T) {
+	ctx := t.Context()
+	f := &fleet{t: t, mem: store.NewMem(), clk: clock.NewManual(time.Unix(1000, 0)), alive: map[string]bool{}, g: &group{up: map[string]bool{}}}
+	eng := reconcile.New(f.mem, f.clk, nil, reconcile.Events{})
+	eng.Add(NewMembers(MembersDeps{Clock: f.clk, External: true, Self: "s0"}), 1)
+	member := func(name string) {
+		f.put(&api.Member{Head: api.Head{K: api.KindMember, Meta: api.Meta{Name: name}}, Spec: api.MemberSpec{State: api.MemberVoter, API: "https://" + name + ":7443", Since: f.clk.Now()}})
+	}
+	for _, n := range []string{"s0", "s1", "s2"} {
+		f.put(&api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity, Meta: api.Meta{Name: n}}, Spec: api.NodeIdentitySpec{Role: api.RoleServer}})
+		member(n)
+	}
+	member("stranger")
+	f.live("s1", true)
+	f.live("s2", true)
+	left := func() (names []string) {
+		if _, err := eng.Settle(ctx, f.mem, 1000); err != nil {
+			t.Fatal(err)
+		}
+		list, _, err := store.List[*api.Member](ctx, f.mem, api.Selector{Kind: api.KindMember})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range list {
+			names = append(names, m.Name)
+		}
+		return names
+	}
+	if got := left(); !slices.Equal(got, []string{"s0", "s1", "s2"}) {
+		t.Fatal(got)
+	}
+	f.live("s2", false)
+	f.clk.Advance(time.Minute)
+	f.put(&api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity, Meta: api.Meta{Name: "s1"}}, Spec: api.NodeIdentitySpec{Role: api.RoleServer}})
+	if got := left(); !slices.Equal(got, []string{"s0", "s1"}) {
+		t.Fatal(got)
+	}
+	f.live("s2", true)
+	member("s2")
+	if got := left(); !slices.Equal(got, []string{"s0", "s1", "s2"}) {
+		t.Fatal("it came back:", got)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"time"
 
 	"atoll/api"
@@ -37,6 +38,10 @@ type Desk struct {
 	Names     []string // names in this server's certificate, which no host may take
 	Endpoints []string // where hosts reach this server, such as https://10.0.0.1:7443
 	Pool      api.PoolSettings
+
+	// turn is who decides now: hosts that come by the same token all change it, and each
+	// would make all others decide anew.
+	turn sync.Mutex
 }
 
 const (
@@ -209,6 +214,8 @@ func maybe[T api.Object](ctx context.Context, s store.Store, ref api.Ref) (T, er
 // admit decides and commits once: the token's use is counted, the identity changes
 // hands and the node is there, or nothing of that.
 func (d *Desk) admit(ctx context.Context, a arrival) (*api.NodeIdentity, error) {
+	d.turn.Lock()
+	defer d.turn.Unlock()
 	p, err := d.look(ctx, a)
 	if err != nil {
 		return nil, err
@@ -235,6 +242,9 @@ func (d *Desk) admit(ctx context.Context, a arrival) (*api.NodeIdentity, error) 
 		return nil, err
 	}
 	id.Spec = api.NodeIdentitySpec{KeyHash: a.key, Role: role, JoinedAt: now, Token: tok.Name, From: a.from, Address: a.req.Address}
+	if role != api.RoleNode {
+		id.Spec.Zone = tok.Spec.Zone
+	}
 	if id.Spec.Address == "" && net.ParseIP(a.from) != nil {
 		id.Spec.Address = a.from
 	}

@@ -14,10 +14,11 @@ import (
 )
 
 // TakePart lets a host that the leader wants among the members in: it is made a
-// learner, and gets what a member needs. Asked again before it votes it begins anew.
+// learner, and gets what a member needs. Asked again before it votes it begins anew;
+// one that votes gets a new certificate. With an external etcd a server gets the authority.
 func (d *Desk) TakePart(ctx context.Context, node string, req api.TakePartRequest) (*api.TakePartAnswer, error) {
-	if d.Group == nil || d.CA == nil {
-		return nil, errs.New(errs.Unsupported, "the state of this pool is kept by an etcd of its own")
+	if d.CA == nil {
+		return nil, errs.New(errs.Unsupported, "this server has no certificate authority")
 	}
 	ref := api.Ref{Kind: api.KindMember, Name: node}
 	m, err := maybe[*api.Member](ctx, d.Store, ref)
@@ -27,7 +28,7 @@ func (d *Desk) TakePart(ctx context.Context, node string, req api.TakePartReques
 	if m == nil || m.Spec.State == api.MemberLeaving {
 		return nil, errs.New(errs.Denied, "%s is not wanted among the members", node).WithHint("the leader chooses them: atoll get members")
 	}
-	if f := checkPart(req, m.Spec.Witness); f != nil {
+	if f := checkPart(req, m.Spec.Witness, d.Group == nil); f != nil {
 		return nil, errs.InvalidFields("member "+node, f)
 	}
 	key, err := auth.ParseRequest([]byte(req.CSR))
@@ -44,10 +45,13 @@ func (d *Desk) TakePart(ctx context.Context, node string, req api.TakePartReques
 	if err := auth.GoodKey(id, key.KeyHash); err != nil {
 		return nil, err
 	}
-	if m.Spec.State == api.MemberVoter {
+	if d.Group == nil {
+		return d.share(m)
+	}
+	if m.Spec.State == api.MemberVoter && !req.Fresh {
 		return d.member(m, req)
 	}
-	if m.Spec.State == api.MemberLearner { // it begins anew, with nothing: what the others believe it has is gone
+	if m.Spec.State != api.MemberWanted { // it begins anew, with nothing: what the others believe it has is gone
 		if id, err := strconv.ParseUint(m.Spec.ID, 16, 64); err == nil {
 			if err := d.Group.RemovePeer(ctx, id); err != nil {
 				return nil, err
@@ -100,15 +104,28 @@ func (d *Desk) member(m *api.Member, req api.TakePartRequest) (*api.TakePartAnsw
 	if m.Spec.Witness {
 		return ans, nil
 	}
+	shared, err := d.share(m)
+	if err != nil {
+		return nil, err
+	}
+	ans.Authority = shared.Authority
+	return ans, nil
+}
+
+// share gives the authority to another server on the same external etcd. Its Member is
+// the proof that it may have it: only who may write everything there could make it.
+func (d *Desk) share(m *api.Member) (*api.TakePartAnswer, error) {
+	if m.Spec.Witness {
+		return nil, errs.New(errs.Unsupported, "the state of this pool is kept by an etcd of its own: there is nothing to witness")
+	}
 	bundle, err := d.CA.Bundle()
 	if err != nil {
 		return nil, err
 	}
-	ans.Authority = string(bundle)
-	return ans, nil
+	return &api.TakePartAnswer{Cluster: map[string]string{}, Authority: string(bundle)}, nil
 }
 
-func checkPart(req api.TakePartRequest, witness bool) []errs.Field {
+func checkPart(req api.TakePartRequest, witness, external bool) []errs.Field {
 	var f []errs.Field
 	check := func(field, v string) {
 		u, err := url.Parse(v)
@@ -120,7 +137,9 @@ func checkPart(req api.TakePartRequest, witness bool) []errs.Field {
 			f = append(f, errs.Field{Field: field, Value: clip(v), Rule: "must be where other hosts reach it", Example: "https://10.0.0.2:7444"})
 		}
 	}
-	check("peer", req.Peer)
+	if !external {
+		check("peer", req.Peer)
+	}
 	if !witness {
 		check("api", req.API)
 	}

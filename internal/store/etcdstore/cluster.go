@@ -279,6 +279,44 @@ func (s *Store) leads() bool {
 	return srv.Leader() == srv.MemberID()
 }
 
+// Yield gives the lead to another member whenever this one has it, until ctx ends: for
+// one that keeps the state but cannot lead, such as a witness. may says to which.
+func (s *Store) Yield(ctx context.Context, may func(ctx context.Context, p store.Peer) bool) error {
+	for s.cfg.Clock.Sleep(ctx, leadPoll) == nil {
+		if !s.leads() {
+			continue
+		}
+		peers, err := s.Peers(ctx)
+		if err != nil {
+			continue // nobody to give it to; calls say so
+		}
+		for _, p := range peers {
+			if p.Learner || p.ID == s.Self() || !s.leads() || !may(ctx, p) {
+				continue
+			}
+			if err := s.handOver(ctx, p.ID); err == nil {
+				break
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// handOverWait bounds waiting for one member to take the lead; another may be up.
+const handOverWait = 500 * time.Millisecond
+
+func (s *Store) handOver(ctx context.Context, to uint64) error {
+	_, leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(ctx, handOverWait)
+	defer cancel()
+	srv := s.member.server.Server
+	return srv.MoveLeader(ctx, uint64(srv.MemberID()), to)
+}
+
 // reign runs fn until this member leads no more.
 func (s *Store) reign(ctx context.Context, fn func(context.Context) error) error {
 	rctx, cancel := context.WithCancel(ctx)
@@ -351,6 +389,10 @@ func (s *Store) enter(ctx context.Context) (cl *clientv3.Client, leave func(), e
 	if err := s.usable(ctx); err != nil {
 		s.gate.RUnlock()
 		return nil, nil, err
+	}
+	if e := s.lost.Load(); e != nil {
+		s.gate.RUnlock()
+		return nil, nil, e
 	}
 	if s.member != nil && s.member.server == nil {
 		s.gate.RUnlock()

@@ -290,48 +290,6 @@ func TestWritesOutliveTheLeader(t *testing.T) {
 	}
 }
 
-// A majority that is gone is said plainly, and the last member can be made the only one.
-func TestMajorityLost(t *testing.T) {
-	g := newGroup(t)
-	dir := t.TempDir()
-	first := g.open(Config{DataDir: dir, Name: "m1", Timeout: 2 * time.Second})
-	url := "https://" + freePort(t)
-	if err := first.Regroup(t.Context(), g.peers(url)); err != nil {
-		t.Fatal(err)
-	}
-	g.join("m2")
-	g.join("m3")
-	if _, err := first.Commit(t.Context(), store.Create(thing("kept"))); err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range g.stores[1:] {
-		s.member.server.Server.HardStop()
-	}
-	if _, err := first.Sync(t.Context()); !errors.Is(err, errs.Unavailable) && !errors.Is(err, errs.Timeout) {
-		t.Errorf("read without a majority: %v", err)
-	}
-	_, err := first.Commit(t.Context(), store.Create(thing("lost")))
-	if !errors.Is(err, errs.Unavailable) && !errors.Is(err, errs.Timeout) {
-		t.Errorf("write without a majority: %v", err)
-	}
-	t.Log(err, errs.HintOf(err))
-	if err := first.Close(); err != nil {
-		t.Fatal(err)
-	}
-	conf := g.peers(url)
-	conf.Alone = true
-	again := g.open(Config{DataDir: dir, Name: "m1", Peers: conf})
-	if _, err := again.Get(t.Context(), api.RefOf(thing("kept"))); err != nil {
-		t.Error(err)
-	}
-	if _, err := again.Commit(t.Context(), store.Create(thing("new"))); err != nil {
-		t.Error(err)
-	}
-	if p, err := again.Peers(t.Context()); err != nil || len(p) != 1 {
-		t.Errorf("%v %v", p, err)
-	}
-}
-
 func TestRemovedMemberEnds(t *testing.T) {
 	g := newGroup(t)
 	first := g.open(Config{DataDir: t.TempDir(), Name: "m1"})

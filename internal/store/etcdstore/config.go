@@ -57,9 +57,6 @@ type Peers struct {
 	Cluster map[string]string
 	// Join a cluster that exists, after the member was added there.
 	Join bool
-	// Alone makes this member the only one of a group that has lost its majority for
-	// good: what the others may have acknowledged and this one never heard of is gone.
-	Alone bool
 	// CertFile, KeyFile and CAFile prove members to each other (both ways).
 	CertFile, KeyFile, CAFile string
 	// Subject is what the certificate of a member says; "": any of that CA is good.

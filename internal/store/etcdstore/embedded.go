@@ -197,7 +197,7 @@ func lockDir(dir string) (*os.File, error) {
 
 func embedConfig(cfg Config) (*embed.Config, error) {
 	ec := embed.NewConfig()
-	ec.Name, ec.Dir = cfg.Name, filepath.Join(cfg.DataDir, "member-data")
+	ec.Name, ec.Dir = cfg.Name, memberDir(cfg.DataDir)
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(zapCore{log: cfg.Log}))
 	ec.QuotaBackendBytes = cfg.QuotaBytes
 	ec.MaxTxnOps, ec.MaxRequestBytes = maxTxnOps, maxRequestBytes
@@ -217,7 +217,6 @@ func embedConfig(cfg Config) (*embed.Config, error) {
 		return ec, setPeers(ec, cfg.Name, "", alonePeerURL, nil)
 	}
 	ec.TickMs, ec.ElectionMs = peersTickMS, peersElectionMS
-	ec.ForceNewCluster = cfg.Peers.Alone
 	if cfg.Peers.Join {
 		ec.ClusterState = embed.ClusterStateFlagExisting
 	}

@@ -2,7 +2,7 @@
 // It is the only package that knows etcd. A revision is etcd's own; a commit is
 // one etcd transaction, on disk before it is acknowledged.
 //
-// Open starts everything, with one goroutine for housekeeping beside etcd's own;
+// Open starts everything, with two goroutines for housekeeping beside etcd's own;
 // Close stops it and waits. The embedded member listens nowhere unless peers are
 // configured. It must never turn fsync off.
 package etcdstore
@@ -33,8 +33,9 @@ type Store struct {
 	cl     *clientv3.Client
 	member *member // nil: external
 
-	slots   slots       // of commits, see attempt.go
-	grouped atomic.Bool // there are, or may be, other members
+	slots   slots                      // of commits, see attempt.go
+	grouped atomic.Bool                // there are, or may be, other members
+	lost    atomic.Pointer[errs.Error] // what calls are told while there is no majority; nil: there is
 	closed  atomic.Bool
 	closing context.CancelFunc
 	kept    sync.WaitGroup // housekeeping
@@ -59,6 +60,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s.grouped.Store(cfg.Peers.Listen != "")
 	keepCtx, cancel := context.WithCancel(context.Background())
 	s.closing = cancel
+	if cfg.DataDir != "" {
+		s.kept.Go(func() { s.followQuorum(keepCtx) })
+	}
 	if cfg.HistoryAge > 0 {
 		s.kept.Go(func() { s.keep(keepCtx) })
 	}

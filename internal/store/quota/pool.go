@@ -1,8 +1,11 @@
 package quota
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
 	"maps"
 	"slices"
 	"sort"
@@ -237,7 +240,7 @@ func (p *plan) hostIDs(ctx context.Context, pool *account) error {
 	}
 	sort.Slice(taken, func(i, j int) bool { return taken[i] < taken[j] })
 	for _, path := range fresh {
-		base, ok := freeBase(pool.spec.NextUID, taken)
+		base, ok := freeBase(cmp.Or(pool.spec.NextUID, p.q.FirstUID), taken)
 		if !ok {
 			return errs.New(errs.NoCapacity, "tenant %s: all ranges of host user IDs are taken", path).WithHint("remove a tenant that is not used")
 		}
@@ -252,6 +255,16 @@ func (p *plan) hostIDs(ctx context.Context, pool *account) error {
 		taken[i] = base
 	}
 	return nil
+}
+
+// UIDStart draws where a new pool's ranges of host user IDs begin, so that the ranges of two
+// pools seldom overlap: then the hosts of one can come into the other with what they run.
+func UIDStart(rand io.Reader) (uint32, error) {
+	var b [4]byte
+	if _, err := io.ReadFull(rand, b[:]); err != nil {
+		return 0, errs.New(errs.Internal, "draw a range of user IDs: %w", err)
+	}
+	return uidFirst + binary.LittleEndian.Uint32(b[:])%((uidLast-uidFirst)/uidCount+1)*uidCount, nil
 }
 
 // freeBase finds a range that overlaps none of taken (sorted bases), looking from

@@ -42,6 +42,9 @@ type Store struct {
 	Clock clock.Clock
 	// Reserve is what of the pool is given to nobody; set before use.
 	Reserve Reserve
+	// FirstUID is where a new pool's ranges of host user IDs begin, best as UIDStart draws
+	// it; set before use. Default: where the first range can be.
+	FirstUID uint32
 	// turn is held while plans are made and committed. As every admission writes the
 	// pool's ledger, commits of one process would only make each other repeat.
 	turn  chan struct{}

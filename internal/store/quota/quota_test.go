@@ -1,9 +1,12 @@
 package quota
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -494,3 +497,24 @@ func BenchmarkCreateMem(b *testing.B)           { benchCreate(b, store.NewMem(),
 func BenchmarkCreateEtcd(b *testing.B)          { benchCreate(b, openEtcd(b), 1) }
 func BenchmarkCreateEtcdCache(b *testing.B)     { benchCreate(b, mirror(b, openEtcd(b)), 1) }
 func BenchmarkCreateEtcdCacheBy32(b *testing.B) { benchCreate(b, mirror(b, openEtcd(b)), 32) }
+
+// A new pool begins anywhere, at a whole range that can be handed out; an old one goes on where it was.
+func TestUIDStart(t *testing.T) {
+	seen := map[uint32]bool{}
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 1000 {
+		var b [4]byte
+		binary.LittleEndian.PutUint32(b[:], r.Uint32())
+		at, err := UIDStart(bytes.NewReader(b[:]))
+		if base, ok := freeBase(at, nil); err != nil || at%uidCount != 0 || !ok || base != at {
+			t.Fatalf("%d: %d %v %v", at, base, ok, err)
+		}
+		seen[at] = true
+	}
+	if len(seen) < 900 {
+		t.Errorf("%d different starts of 1000", len(seen))
+	}
+	if _, err := UIDStart(bytes.NewReader(nil)); err == nil {
+		t.Error("chance failed, and it began all the same")
+	}
+}

@@ -213,7 +213,8 @@ func (g *rig) report(i int) {
 		g.lost++
 	}
 	seen, err := store.Get[*api.Instance](ctx, g.st, ref(api.KindInstance, i))
-	if err == nil && seen.UID == in.UID && seen.Status.Starts < g.count {
+	now, gone := store.Get[*api.Assignment](ctx, g.g.Mem, ref(api.KindAssignment, i))
+	if err == nil && gone == nil && now.Spec.Generation == as.Spec.Generation && seen.UID == in.UID && seen.Status.Starts < g.count {
 		g.t.Fatalf("wrote starts %d, read %d", g.count, seen.Status.Starts)
 	}
 }

@@ -21,7 +21,8 @@ type heard struct {
 	net.Conn
 	clock clock.Clock
 	begin time.Time
-	last  atomic.Int64 // ns after begin
+	last  atomic.Int64 // ns after begin, when something came
+	said  atomic.Int64 // and when something was sent
 
 	out  []byte // a head that waits for its body; only the multiplexer's sender writes
 	body bool
@@ -40,8 +41,21 @@ func (h *heard) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (h *heard) quiet() time.Duration {
-	return h.clock.Now().Sub(h.begin) - time.Duration(h.last.Load())
+// quiet is how long nothing came, mute how long nothing was sent.
+func (h *heard) quiet() time.Duration { return h.since(&h.last) }
+func (h *heard) mute() time.Duration  { return h.since(&h.said) }
+
+func (h *heard) since(at *atomic.Int64) time.Duration {
+	return h.clock.Now().Sub(h.begin) - time.Duration(at.Load())
+}
+
+// send passes bytes on, and notes that it did.
+func (h *heard) send(p []byte) (int, error) {
+	n, err := h.Conn.Write(p)
+	if err == nil {
+		h.said.Store(int64(h.clock.Now().Sub(h.begin)))
+	}
+	return n, err
 }
 
 const (
@@ -58,20 +72,20 @@ func (h *heard) Write(p []byte) (int, error) {
 		h.body = false
 		n := min(len(p), record-headSize)
 		h.out = append(h.out, p[:n]...)
-		if _, err := h.Conn.Write(h.out); err != nil {
+		if _, err := h.send(h.out); err != nil {
 			return 0, err
 		}
 		if n == len(p) {
 			return n, nil
 		}
-		rest, err := h.Conn.Write(p[n:])
+		rest, err := h.send(p[n:])
 		return n + rest, err
 	case len(p) == headSize && p[1] == typeData && binary.BigEndian.Uint32(p[8:]) > 0:
 		h.body = true
 		h.out = append(h.out[:0], p...)
 		return len(p), nil
 	}
-	return h.Conn.Write(p)
+	return h.send(p)
 }
 
 // stream is one stream as a net.Conn. Closing ends both directions, as with other

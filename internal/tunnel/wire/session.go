@@ -7,8 +7,9 @@
 // streams. A Link owns one Session to every server. Nothing here decides who may do
 // what: the server has recognised the node before, by its certificate.
 //
-// Either side says every second that it is there, and gives up a connection on which
-// nothing at all has come for some seconds: a host without power sends no goodbye.
+// Either side says that it is there when it has sent nothing for a second or so, and
+// gives up a connection on which nothing at all has come for some seconds: a host
+// without power sends no goodbye.
 package wire
 
 import (
@@ -39,7 +40,7 @@ const Path = "/v1/tunnel"
 type Config struct {
 	Clock   clock.Clock
 	Log     *slog.Logger
-	Beat    time.Duration // how often this side says that it is there; default 1 s
+	Beat    time.Duration // after how long without a byte this side says that it is there; default 1 s
 	Silence time.Duration // so long without a byte is the end of a connection; default 4 s
 	// MaxOpen and MaxServe bound the streams at once that this side opened, and that the
 	// other one did. Default 1024; what nodes open to servers is bounded more tightly.
@@ -192,9 +193,15 @@ func (s *Session) refuse(conn *stream) {
 	conn.Close()
 }
 
-// beat makes the other side hear something.
+// beat makes the other side hear something. What a node tells every second anyway, its
+// heartbeat, and the answer to that, are signs enough: nothing is added to them, so the
+// wait is a little longer than their pause.
 func (s *Session) beat(ctx context.Context) {
-	for s.cfg.Clock.Sleep(ctx, s.cfg.Beat) == nil {
+	pause := s.cfg.Beat + s.cfg.Beat/4
+	for s.cfg.Clock.Sleep(ctx, max(pause-s.conn.mute(), pause/8)) == nil {
+		if s.conn.mute() < pause {
+			continue
+		}
 		// A late answer is no proof of anything: it waits behind data. Silence is, see watch.
 		if _, err := s.mux.Ping(); errors.Is(err, yamux.ErrSessionShutdown) {
 			return
@@ -205,7 +212,7 @@ func (s *Session) beat(ctx context.Context) {
 // watch ends the connection when nothing is heard any more. Any byte counts, so a
 // line that is busy is never taken for one that is dead.
 func (s *Session) watch(ctx context.Context, cancel context.CancelCauseFunc) {
-	for s.cfg.Clock.Sleep(ctx, s.cfg.Silence/8) == nil {
+	for s.cfg.Clock.Sleep(ctx, max(s.cfg.Silence-s.conn.quiet(), s.cfg.Silence/8)) == nil {
 		if quiet := s.conn.quiet(); quiet > s.cfg.Silence {
 			cancel(errs.New(errs.Unavailable, "nothing was heard for %s", quiet.Round(100*time.Millisecond)))
 			return

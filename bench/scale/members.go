@@ -1,0 +1,36 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sync/errgroup"
+
+	"atoll/api"
+	"atoll/internal/store"
+)
+
+var errChanged = errors.New("something changed")
+
+// members follows what atolld follows beside its agent: which servers there are, and
+// whether its host shall keep the state (cmd/atolld: onChange).
+func (h *host) members(ctx context.Context, st store.Store) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, sel := range []api.Selector{{Kind: api.KindMember}, {Kind: api.KindMember, Name: h.name}} {
+		g.Go(func() error {
+			for {
+				_, rev, err := st.List(ctx, sel)
+				if err == nil {
+					err = st.Watch(ctx, sel, rev, func(store.Event) error { return errChanged })
+				}
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				if !errors.Is(err, errChanged) {
+					return err
+				}
+			}
+		})
+	}
+	return g.Wait()
+}
