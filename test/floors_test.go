@@ -93,6 +93,7 @@ var floors = map[string]int{
 	"internal/sim":           40,
 	// 5 assembly
 	"cmd/atolld/builtin": 45, // also what benches decide by
+	"cmd/atolld/twin":    46, // atolld sim
 	"test/rig":           47, // pools for tests and benches
 	"test/lab":           48, // pools of several hosts
 	"bench/lib":          49,

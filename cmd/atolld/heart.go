@@ -131,7 +131,11 @@ func (h *heart) refresh(ctx context.Context) error {
 	defer wg.Wait()
 	if h.dir.watched != nil {
 		wg.Go(func() {
-			onChange(ctx, h.clk, h.dir.watched, api.Selector{Kind: api.KindMember}, func() (int64, error) { return h.learn(ctx) })
+			onChange(ctx, h.clk, h.dir.watched, api.Selector{Kind: api.KindMember}, func() (int64, error) {
+				rev, err := h.learn(ctx)
+				h.link.Set(h.others()) // a new server must not wait for its connection
+				return rev, err
+			})
 		})
 	}
 	for h.clk.Sleep(ctx, refreshEvery) == nil {

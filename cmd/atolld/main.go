@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 
+	"atoll/cmd/atolld/twin"
 	"atoll/internal/errs"
 )
 
@@ -36,7 +37,7 @@ func verbs() []verb {
 		{"doctor", "look the host over and say what to do", runDoctor},
 		{"down", "take every trace of Atoll off this host; the data stays unless --data is given", runDown},
 		{"watchdog", "stop what must not run twice when this host's lease ends; the daemon starts it (--status: how it stands)", runWatchdog},
-		{"sim", "the digital twin: play scenarios on simulated hosts (atolld sim --help)", runSim},
+		{"sim", "the digital twin: play scenarios on simulated hosts (atolld sim --help)", twin.Run},
 		{"version", "print the version", func(context.Context, []string) error { fmt.Println("atolld", version); return nil }},
 	}
 }

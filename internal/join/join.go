@@ -143,7 +143,7 @@ func ownPool(dir string) error {
 	for _, p := range []string{filepath.Join(dir, "etcd"), pki(dir, "ca.key")} {
 		if _, err := os.Lstat(p); err == nil {
 			return errs.New(errs.Conflict, "this host has a pool of its own in %s", dir).
-				WithHint("to bring what runs here into the other pool: atolld join … --adopt. If none of it is needed any more: atolld down --data, and join again")
+				WithHint("it cannot be brought into another pool yet. What is needed: atoll backup create, and atoll cp; if nothing of it is needed any more: atolld down --data, and join again")
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return errs.New(errs.Internal, "look at %s: %w", p, err)
 		}

@@ -170,7 +170,7 @@ func TestRefusals(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(dir, own), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := p.join(dir, p.token("own"+own[:2], `{}`), "isle3"); !errors.Is(err, errs.Conflict) || !strings.Contains(errs.HintOf(err), "--adopt") {
+		if _, _, err := p.join(dir, p.token("own"+own[:2], `{}`), "isle3"); !errors.Is(err, errs.Conflict) || !strings.Contains(errs.HintOf(err), "atolld down --data") {
 			t.Fatalf("%s: %v", own, err)
 		}
 		if _, err := os.Stat(filepath.Join(dir, "pki/node.key")); err == nil {

@@ -1,4 +1,4 @@
-package main
+package twin
 
 import (
 	"bytes"
@@ -16,7 +16,7 @@ import (
 	"atoll/internal/sim/scenario"
 )
 
-const examples = "../../docs/examples/sim/"
+const examples = "../../../docs/examples/sim/"
 
 func playScenario(t *testing.T, path string, edit func(*scenario.Scenario)) *report.Report {
 	t.Helper()
@@ -152,12 +152,12 @@ func TestTheVerbsSpeakPlainly(t *testing.T) {
 		{[]string{"import", "csv"}, "import what?"},
 		{[]string{"fly"}, "unknown verb"},
 	} {
-		if err := runSim(context.Background(), c.args); err == nil || !strings.Contains(err.Error(), c.says) {
+		if err := Run(context.Background(), c.args); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%v: %v", c.args, err)
 		}
 	}
 	out := filepath.Join(dir, "r.html")
-	if err := runSim(context.Background(), []string{"run", examples + "one-host.yaml", "-o", "html", "--quiet", "--out", out, "--seed", "5"}); err != nil {
+	if err := Run(context.Background(), []string{"run", examples + "one-host.yaml", "-o", "html", "--quiet", "--out", out, "--seed", "5"}); err != nil {
 		t.Fatal(err)
 	}
 	b, err := os.ReadFile(out)

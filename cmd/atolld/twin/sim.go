@@ -1,4 +1,5 @@
-package main
+// Package twin is atolld sim: the door to the digital twin.
+package twin
 
 import (
 	"bytes"
@@ -45,8 +46,8 @@ Flags of run, compare and replay:
 'atolld sim VERB --help' lists all flags. docs/twin.md tells how to write a scenario.
 `
 
-// runSim is the twin's door. It needs no root, no daemon and no configuration.
-func runSim(ctx context.Context, args []string) error {
+// Run is atolld sim. It needs no root, no daemon and no configuration.
+func Run(ctx context.Context, args []string) error {
 	if len(args) == 0 || args[0] == "-h" || args[0] == "--help" || args[0] == "help" {
 		fmt.Print(simUsage)
 		return nil
