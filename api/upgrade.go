@@ -157,8 +157,7 @@ type UpgradeHost struct {
 	Version string      `json:"version,omitempty" doc:"the version it has"`
 	Release int         `json:"release,omitempty" doc:"the release it has"`
 	Member  bool        `json:"member,omitempty" doc:"it keeps the pool's state"`
-	Runs    int         `json:"runs,omitempty" doc:"instances that ran there when its turn came"`
-	Starts  int64       `json:"starts,omitempty" doc:"how often those had been started then, together"`
+	Runs    int         `json:"runs,omitempty" doc:"instances that ran there when its turn was over"`
 	Since   time.Time   `json:"since,omitzero" doc:"when it came into this state"`
 	Error   string      `json:"error,omitempty" doc:"why it failed"`
 }

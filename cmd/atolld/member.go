@@ -256,6 +256,7 @@ func (h *daemon) keepState(ctx context.Context, mem *membership) error {
 	}()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.mirror(ctx) })
+	g.Go(func() error { return p.keepLevel(ctx) })
 	g.Go(func() error { return p.lead(ctx) })
 	g.Go(func() error { return p.keepCertified(ctx) })
 	g.Go(func() error { return p.base.Ended(ctx) })

@@ -56,6 +56,7 @@ type nodeDeps struct {
 	imgs  *images
 	id    *join.Identity
 	plane func() *plane
+	up    *changer
 }
 
 func newNode(d nodeDeps) (*node, error) {
@@ -74,7 +75,7 @@ func newNode(d nodeDeps) (*node, error) {
 	}
 	n.rec = reconcile.NewRecorder(n.st, d.clk, d.log, "agent/"+d.c.Node)
 	n.agent = agent.New(agent.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.runtimes, Network: dv.network, Storage: dv.storage,
-		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c).read, Lease: n.holder, Guard: n.warden})
+		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.status).read, Lease: n.holder, Guard: n.warden})
 	if d.id != nil {
 		n.link = wire.NewLink(wire.LinkConfig{TLS: d.id.TLS(), Handler: n.agent.Handle, Clock: d.clk, Log: d.log,
 			Rand: mrand.New(mrand.NewPCG(uint64(d.clk.Now().UnixNano()), uint64(len(d.c.Node))))}) //nolint:gosec // jitter

@@ -43,19 +43,33 @@ func runUp(ctx context.Context, args []string) error {
 	if os.Geteuid() != 0 {
 		return errs.New(errs.Denied, "atolld up needs root: it makes namespaces, cgroups and network interfaces").WithHint("sudo atolld up")
 	}
+	if err := chooseVersion(c, log); err != nil {
+		return err
+	}
 	unlock, err := prepareDirs(c)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	up := newChanger(c, log)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	trial, enough := context.WithCancel(ctx)
+	defer enough()
+	beside.Go(func() { up.trial(trial) })
 	if err := settleIn(c); err != nil {
 		log.Warn("the daemon shares the CPU with everything else on the host", "error", err)
 	}
 	for {
-		err := upOnce(ctx, c, log)
+		err := upOnce(up.begin(ctx), c, log, up)
 		if ctx.Err() != nil {
+			up.halt()
 			log.Info("stopped; instances run on")
 			return nil
+		}
+		if cerr := up.ended(); cerr != nil {
+			log.Error("goes on as it was", "version", version, "error", cerr)
+			continue
 		}
 		if !errors.Is(err, errAgain) {
 			return err
@@ -73,12 +87,15 @@ type daemon struct {
 	plane atomic.Pointer[plane]
 	node  *node
 	imgs  *images
+	up    *changer
 	parts sync.WaitGroup // streams of this process's own agent
 }
 
-func upOnce(ctx context.Context, c config, log *slog.Logger) (err error) {
+func upOnce(ctx context.Context, c config, log *slog.Logger, up *changer) (err error) {
 	began := time.Now()
-	h := &daemon{c: c, clk: clock.Real{}, log: log}
+	h := &daemon{c: c, clk: clock.Real{}, log: log, up: up}
+	up.host.Store(h)
+	defer up.node.Store(nil)
 	if h.id, err = join.Load(c.State, joinDeps()); err != nil && !errors.Is(err, errs.NotFound) {
 		return err
 	}
@@ -145,12 +162,14 @@ func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return p.lead(ctx) })
 	g.Go(func() error { return h.ended(ctx, p) })
 	g.Go(func() error { return p.keepCertified(ctx) })
+	g.Go(func() error { return p.keepLevel(ctx) })
 	if err := h.makeNode(p.st); err != nil {
 		return err
 	}
+	g.Go(func() error { return h.up.follow(ctx, p.st, h.who) })
 	h.register(ctx, p)
 	// The API answers when the node is known: the first call may ask for its capacity.
-	if err := h.node.start(ctx, g); err != nil {
+	if err := h.startNode(ctx, g); err != nil {
 		return fmt.Errorf("node %s: %w", h.c.Node, err)
 	}
 	g.Go(func() error { return h.node.run(ctx) })
@@ -173,7 +192,8 @@ func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membersh
 		return err
 	}
 	g.Go(func() error { return h.takePart(ctx, rs, mem) })
-	if err := h.node.start(ctx, g); err != nil {
+	g.Go(func() error { return h.up.follow(ctx, rs, h.who) })
+	if err := h.startNode(ctx, g); err != nil {
 		return fmt.Errorf("node %s: %w", h.c.Node, err)
 	}
 	g.Go(func() error { return h.node.run(ctx) })
@@ -181,10 +201,32 @@ func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membersh
 }
 
 func (h *daemon) makeNode(st store.Store) (err error) {
-	if h.node, err = newNode(nodeDeps{c: h.c, clk: h.clk, log: h.log, store: st, imgs: h.imgs, id: h.id, plane: h.plane.Load}); err != nil {
+	if h.node, err = newNode(nodeDeps{c: h.c, clk: h.clk, log: h.log, store: st, imgs: h.imgs, id: h.id, plane: h.plane.Load, up: h.up}); err != nil {
 		return fmt.Errorf("node %s: %w", h.c.Node, err)
 	}
 	return nil
+}
+
+// who is this host's identity; nil while nobody else knows it.
+func (h *daemon) who() *join.Identity { return h.id }
+
+// startNode starts the agent. A host whose release the pool has left behind waits until it
+// has been upgraded, which it sees to by itself meanwhile.
+func (h *daemon) startNode(ctx context.Context, g *errgroup.Group) error {
+	for {
+		err := h.node.start(ctx, g)
+		if err == nil {
+			h.up.node.Store(h.node)
+			return nil
+		}
+		if !errors.Is(err, errs.Unsupported) || h.id == nil {
+			return err
+		}
+		h.log.Error("this host does not work for its pool", "error", err, "hint", errs.HintOf(err))
+		if h.clk.Sleep(ctx, followAgain) != nil {
+			return ctx.Err()
+		}
+	}
 }
 
 // register makes this process's own agent reachable for its API.
