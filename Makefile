@@ -7,7 +7,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED = 0
 SOURCES = $(shell find api cmd internal web -name '*.go' 2>/dev/null) go.mod go.sum
 
-.PHONY: up down build packages test check lint race bench fuzz help clean
+.PHONY: up down lab build packages test check lint race bench fuzz help clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -17,6 +17,9 @@ up:              ## install, build, start the pool and a demo; harmless to repea
 
 down:            ## take every trace off this host; DATA=1 also removes the data
 	@deploy/down.sh $(if $(DATA),--data)
+
+lab: build       ## several hosts on this one: HOSTS=3; DO=status, DO='kill isle2', DO=down, DO=help
+	@go build -o bin/lab ./test/lab/cmd/lab && bin/lab $(or $(DO),up $(HOSTS))
 
 packages:        ## install the OS packages Atoll and its tests need
 	@deploy/packages.sh --test

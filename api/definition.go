@@ -348,7 +348,7 @@ func ParseLabels(s string) ([]LabelTerm, error) {
 		default:
 			t = LabelTerm{Key: part}
 		}
-		if !labelKeyRE.MatchString(t.Key) {
+		if !validLabelKey(t.Key) {
 			return nil, errs.InvalidFields("selector", []errs.Field{{Field: "labels", Value: clip(part), Rule: "must be key=value, key!=value, key, !key or key in (a b)", Example: "app=db,tier!=web"}})
 		}
 		out = append(out, t)

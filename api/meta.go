@@ -2,7 +2,6 @@ package api
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -92,12 +91,6 @@ func SetCondition(list []Condition, c Condition) []Condition {
 	return append(out, c)
 }
 
-var (
-	labelRE    = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	labelKeyRE = regexp.MustCompile(`^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$`)
-	labelValRE = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$`)
-)
-
 const (
 	nameRule    = "must be 1 to 63 of a-z, 0-9 and -, starting and ending with a letter or digit"
 	maxTenants  = 4 // depth of nesting; each level is a level of cgroups on every node
@@ -105,7 +98,37 @@ const (
 )
 
 // ValidName reports whether s is a DNS label.
-func ValidName(s string) bool { return labelRE.MatchString(s) }
+func ValidName(s string) bool { return word(s, 63, false, "-") }
+
+// word reports whether s is 1 to most letters and digits, with the bytes of inner allowed
+// between the first and the last. Written out instead of as regular expressions: compiling
+// those took a third of the time in which the command line starts.
+func word(s string, most int, upper bool, inner string) bool {
+	if len(s) == 0 || len(s) > most {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		plain := c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || upper && c >= 'A' && c <= 'Z'
+		if !plain && (i == 0 || i == len(s)-1 || strings.IndexByte(inner, c) < 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// validLabelKey is an optional DNS prefix and / and a name.
+func validLabelKey(s string) bool {
+	if i := strings.IndexByte(s, '/'); i >= 0 {
+		if !word(s[:i], 253, false, ".-") {
+			return false
+		}
+		s = s[i+1:]
+	}
+	return word(s, 63, true, "-_.")
+}
+
+func validLabelValue(s string) bool { return s == "" || word(s, 63, true, "-_.") }
 
 // ValidTenantPath reports whether s is one to four DNS labels joined by "/".
 func ValidTenantPath(s string) bool {
@@ -204,10 +227,10 @@ func labelFields(field string, labels map[string]string) []errs.Field {
 		return []errs.Field{{Field: field, Value: fmt.Sprint(len(labels)), Rule: fmt.Sprintf("must be at most %d labels", maxLabels)}}
 	}
 	for k, v := range labels {
-		if !labelKeyRE.MatchString(k) {
+		if !validLabelKey(k) {
 			f = append(f, errs.Field{Field: field, Value: clip(k), Rule: "a key is an optional DNS prefix and / and then 1 to 63 of letters, digits, - _ .", Example: "app"})
 		}
-		if !labelValRE.MatchString(v) {
+		if !validLabelValue(v) {
 			f = append(f, errs.Field{Field: field + "." + clip(k), Value: clip(v), Rule: "a value is at most 63 of letters, digits, - _ .", Example: "db"})
 		}
 	}

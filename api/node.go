@@ -149,6 +149,16 @@ func (n *Node) Ready() bool {
 	return c != nil && c.Status
 }
 
+// ReasonOutOfReach is why a node is not ready that is not heard of but may run on alone
+// (spec.disconnectAllowed): its lease is held.
+const ReasonOutOfReach = "OutOfReach"
+
+// Away reports whether the node is not heard of, but may run on alone.
+func (n *Node) Away() bool {
+	c := n.Condition(ConditionReady)
+	return c != nil && !c.Status && c.Reason == ReasonOutOfReach
+}
+
 // Condition finds a condition; nil when it was never said.
 func (n *Node) Condition(typ string) *Condition {
 	for i := range n.Status.Conditions {
@@ -157,6 +167,17 @@ func (n *Node) Condition(typ string) *Condition {
 		}
 	}
 	return nil
+}
+
+// Closed says why nothing new may be placed on the host, in the words of refusals; "" when it may.
+func (n *Node) Closed() string {
+	if why := n.Spec.Closed(); why != "" {
+		return why
+	}
+	if c := n.Condition(ConditionHeldBack); c != nil && c.Status {
+		return "node is held back: it has been coming and going"
+	}
+	return ""
 }
 
 // HeldBack says until when nothing new is placed on it, for its coming and going; false when it is not so.
@@ -174,7 +195,7 @@ func (n *Node) Validate() []errs.Field {
 	var f []errs.Field
 	for i, t := range n.Spec.Taints {
 		path := fmt.Sprintf("spec.taints[%d]", i)
-		if !labelKeyRE.MatchString(t.Key) {
+		if !validLabelKey(t.Key) {
 			f = append(f, errs.Field{Field: path + ".key", Value: clip(t.Key), Rule: "must be a label key", Example: "gpu"})
 		}
 		f = append(f, oneOf(path+".effect", t.Effect, []string{"NoSchedule", "NoExecute"})...)
@@ -248,8 +269,11 @@ func nodeDefinition() *Definition {
 			{Name: "STATE", Value: func(o Object, _ time.Time) string {
 				n := o.(*Node)
 				s := "not ready"
-				if n.Ready() {
+				switch {
+				case n.Ready():
 					s = "ready"
+				case n.Away():
+					s = "away (runs on alone)"
 				}
 				if n.Spec.Cordoned {
 					s += ",cordoned"

@@ -113,7 +113,7 @@ func (s *InstanceSpec) validatePlacement() []errs.Field {
 
 func (t NodeTerm) validate(at string) []errs.Field {
 	f := optional(at+".op", t.Op, "in", "notin", "exists", "absent", "above", "below")
-	if !labelKeyRE.MatchString(t.Key) {
+	if !validLabelKey(t.Key) {
 		f = append(f, errs.Field{Field: at + ".key", Value: clip(t.Key), Rule: "must be a label key", Example: "disk"})
 	}
 	if t.Weight < 0 || t.Weight > 100 {

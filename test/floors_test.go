@@ -95,7 +95,8 @@ var floors = map[string]int{
 	"internal/sim":           40,
 	// 5 assembly
 	"cmd/atolld/builtin": 45, // also what benches decide by
-	"test/rig":           48, // pools for tests and benches
+	"test/rig":           47, // pools for tests and benches
+	"test/lab":           48, // pools of several hosts
 	"bench/lib":          49,
 	"cmd/…":              50,
 	"test":               50,

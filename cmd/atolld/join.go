@@ -64,19 +64,6 @@ func runJoin(ctx context.Context, args []string) error {
 	return nil
 }
 
-// notJoined refuses to begin a pool on a host that belongs to one.
-func notJoined(c config) error {
-	id, err := join.Load(c.State, joinDeps())
-	if errors.Is(err, errs.NotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return errs.New(errs.Conflict, "this host belongs to a pool, as %s: it cannot begin one of its own", id.Node()).
-		WithHint("to take it out: atoll node remove %s, and here: atolld down --data", id.Node())
-}
-
 // knowSelf makes the identity of the host that the pool begins on: nobody may join
 // under its name, and it has a key by which it can be known to others.
 func knowSelf(ctx context.Context, s store.Store, clk clock.Clock, c config) error {

@@ -21,6 +21,7 @@ import (
 	"atoll/internal/reconcile"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
+	"atoll/internal/store/replica"
 	"atoll/internal/sys/boot"
 	"atoll/internal/sys/cgroup"
 	"atoll/internal/tunnel"
@@ -34,14 +35,16 @@ type node struct {
 	clk clock.Clock
 	log *slog.Logger
 
-	st     store.Store // as this node may write: by its lease
+	st     store.Store   // as this node may write: by its lease
+	remote *remote.Store // what is below it; nil where the pool began, which has the state in this process
 	agent  *agent.Agent
 	rec    *reconcile.Recorder
 	holder *lease.Holder
 	warden *warden
-	id     *join.Identity // nil: this host is alone, and listens nowhere
-	link   *wire.Link     // nil as well
-	plane  func() *plane  // the control plane in this process; gives nil while there is none
+	id     *join.Identity   // nil: this host is alone, and listens nowhere
+	link   *wire.Link       // nil as well
+	plane  func() *plane    // the control plane in this process; gives nil while there is none
+	rep    *replica.Replica // what the agent works on, where others keep the state; else nil
 
 	mu   sync.Mutex
 	ways map[string]*lease.Remote // by endpoint
@@ -61,6 +64,7 @@ type nodeDeps struct {
 
 func newNode(d nodeDeps) (*node, error) {
 	n := &node{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, ways: map[string]*lease.Remote{}}
+	n.remote, _ = d.store.(*remote.Store)
 	n.warden = newWarden(fence.New(fence.Config{Run: d.c.Run, Group: d.c.Group, Start: fence.Spawn(d.c.Run, d.c.Group), Clock: d.clk, Log: d.log, OnFenced: n.fenced}), d.log)
 	n.holder = lease.NewHolder(lease.HolderDeps{HolderConfig: lease.HolderConfig{Interval: d.c.Heartbeat.D()}, Clock: d.clk, Log: d.log, Ways: n.servers,
 		Boot: boot.Now, Extended: n.warden.extend})
@@ -89,11 +93,14 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 		n.link.Set(n.others())
 		g.Go(func() error { return n.link.Run(ctx) })
 	}
-	if err := n.holder.First(ctx); err != nil {
+	alone, err := n.first(ctx)
+	if err != nil {
 		return fmt.Errorf("take the lease of %s: %w", n.c.Node, err)
 	}
-	if err := n.agent.LeaseTaken(ctx, n.holder.Rev()); err != nil {
-		return err
+	if !alone {
+		if err := n.agent.LeaseTaken(ctx, n.holder.Rev()); err != nil {
+			return err
+		}
 	}
 	if err := n.agent.Start(ctx); err != nil {
 		return err
@@ -122,7 +129,10 @@ func (n *node) run(ctx context.Context) error {
 	// The heart must not wait for what is done about a lease that was lost or taken.
 	taken, lost := make(chan struct{}, 1), make(chan struct{}, 1)
 	n.holder.Took = func(lease.Grant) { poke(taken) }
-	n.holder.Lost = func() { poke(lost) }
+	n.holder.Lost = func() {
+		n.dropLease()
+		poke(lost)
+	}
 	g.Go(func() error { return n.holder.Run(ctx) })
 	g.Go(func() error {
 		return each(ctx, lost, func() { n.agent.LeaseLost(ctx) })
@@ -130,6 +140,9 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error {
 		return each(ctx, taken, func() { n.catchUp(ctx) })
 	})
+	if n.rep != nil {
+		g.Go(func() error { return n.keepLease(ctx) })
+	}
 	g.Go(func() error { return n.warden.run(ctx) })
 	g.Go(func() error { return n.rec.Run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
@@ -210,6 +223,11 @@ func (n *node) endpoints(ctx context.Context) error {
 	}
 	if len(urls) == 0 {
 		return nil
+	}
+	if n.remote != nil {
+		if err := n.remote.Use(urls); err != nil {
+			return err
+		}
 	}
 	return n.id.SetEndpoints(urls)
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,6 +24,7 @@ import (
 	"atoll/internal/join"
 	"atoll/internal/store"
 	"atoll/internal/store/etcdstore"
+	"atoll/internal/store/replica"
 	"atoll/internal/tunnel"
 )
 
@@ -86,6 +89,7 @@ type daemon struct {
 	id    *join.Identity // nil: not known to anybody else yet
 	plane atomic.Pointer[plane]
 	node  *node
+	rep   *replica.Replica // what the agent needs of the pool, where others keep that
 	imgs  *images
 	up    *changer
 	parts sync.WaitGroup // streams of this process's own agent
@@ -128,6 +132,9 @@ func upOnce(ctx context.Context, c config, log *slog.Logger, up *changer) (err e
 	h.parts.Wait()
 	if p := h.plane.Load(); p != nil {
 		_ = p.base.Close() // what is acknowledged is on the disk
+	}
+	if h.rep != nil {
+		_ = h.rep.Close() // as well
 	}
 	if h.imgs != nil {
 		_ = h.imgs.store.Close() // as well
@@ -188,9 +195,17 @@ func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membersh
 	if err != nil {
 		return err
 	}
-	if err := h.makeNode(rs); err != nil {
+	pool := sha256.Sum256(h.id.Authority())
+	h.rep, err = replica.Open(replica.Config{Node: h.c.Node, Pool: hex.EncodeToString(pool[:8]), Source: rs, Path: filepath.Join(h.c.State, "replica", h.c.Node), Clock: h.clk, Log: h.log,
+		LeaseRev: func() int64 { return h.node.holder.Rev() }})
+	if err != nil {
 		return err
 	}
+	if err := h.makeNode(h.rep); err != nil {
+		return err
+	}
+	h.node.rep = h.rep
+	g.Go(func() error { return h.rep.Run(ctx) })
 	g.Go(func() error { return h.takePart(ctx, rs, mem) })
 	g.Go(func() error { return h.up.follow(ctx, rs, h.who) })
 	if err := h.startNode(ctx, g); err != nil {

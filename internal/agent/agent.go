@@ -102,6 +102,8 @@ type Agent struct {
 	engine *reconcile.Engine
 	checks *checks
 
+	unsynced bool // names of images were not compared with the pool's; Start's, then upkeep's
+
 	mu     sync.Mutex
 	lives  map[string]*life // by runtime ID
 	behind bool             // what the store showed may be older than the lease
@@ -170,7 +172,10 @@ func (a *Agent) Start(ctx context.Context) error {
 	if err := a.probe(ctx); err != nil {
 		return err
 	}
-	if err := a.syncImages(ctx); err != nil {
+	if err := a.syncImages(ctx); errors.Is(err, errs.Unavailable) {
+		a.Log.Warn("the pool does not know all images of this host; it is told later", "error", err)
+		a.unsynced = true // upkeep's, from now on
+	} else if err != nil {
 		return err
 	}
 	return a.publish(ctx)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"sort"
@@ -9,6 +10,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/driver"
+	"atoll/internal/errs"
 	"atoll/internal/reconcile"
 	"atoll/internal/store"
 )
@@ -149,6 +151,12 @@ func (*upkeep) Owns() []api.Kind { return []api.Kind{api.KindNode} }
 func (u *upkeep) Reconcile(ctx context.Context, _ store.Store, _ api.Ref) (reconcile.Result, error) {
 	if err := u.publish(ctx); err != nil {
 		return reconcile.Result{}, err
+	}
+	if u.unsynced {
+		err := u.syncImages(ctx)
+		if u.unsynced = errors.Is(err, errs.Unavailable); err != nil && !u.unsynced {
+			return reconcile.Result{}, err
+		}
 	}
 	if now := u.Clock.Now(); now.Sub(u.cleaned) >= cleanEvery {
 		u.cleaned = now

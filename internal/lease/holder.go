@@ -89,6 +89,29 @@ func (h *Holder) Grant() Grant {
 	return h.grant
 }
 
+// Tenure is the lease as last heard of, and until when (of Boot) it may be counted on.
+func (h *Holder) Tenure() (Grant, time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.grant, h.until
+}
+
+// Resume goes on with a lease that an earlier process held, as far as until (of Boot),
+// before a server was asked; call it before First or Run. If the lease was given up
+// meanwhile, the first server that answers says so.
+func (h *Holder) Resume(g Grant, until time.Duration) {
+	if g.Epoch == 0 || until <= h.Boot() {
+		return
+	}
+	g.Alone = false // others may have come
+	if h.Extended != nil {
+		h.Extended(until, false)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.grant, h.until, h.said = g, until, true
+}
+
 // margin is what of a lease is kept for stopping things before it ends.
 func margin(d time.Duration) time.Duration { return d / 10 }
 

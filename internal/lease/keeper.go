@@ -284,7 +284,7 @@ func (k *Keeper) giveUp(ctx context.Context, lease *api.Lease, heard time.Time, 
 	switch {
 	case err == nil:
 		n := api.Clone(node)
-		reason, msg := "OutOfReach", fmt.Sprintf("not heard of since %s; it may run on alone for %s", heard.UTC().Format(time.TimeOnly), k.allowed(lease))
+		reason, msg := api.ReasonOutOfReach, fmt.Sprintf("not heard of since %s; it may run on alone for %s", heard.UTC().Format(time.TimeOnly), k.allowed(lease))
 		if over {
 			reason, msg = "LeaseExpired", fmt.Sprintf("not heard of since %s", heard.UTC().Format(time.TimeOnly))
 		}
@@ -332,6 +332,9 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 		next = api.Clone(old)
 		op = store.Update(next)
 	}
+	if err := k.succeeds(ctx, next); err != nil {
+		return Grant{}, err
+	}
 	ops := []store.Op{op}
 	duration := k.Duration
 	var back api.Condition
@@ -372,6 +375,25 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 	default:
 	}
 	return g, nil
+}
+
+// succeeds makes a new machine under an old name wait until the lease of the one before
+// has ended: that one stops by itself what must not run twice, but not sooner.
+func (k *Keeper) succeeds(ctx context.Context, l *api.Lease) error {
+	if !l.Held() {
+		return nil
+	}
+	id, err := store.Get[*api.NodeIdentity](ctx, k.Store, api.Ref{Kind: api.KindNodeIdentity, Name: l.Spec.Holder})
+	if errors.Is(err, errs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read identity of %s: %w", l.Spec.Holder, err)
+	}
+	if id.Spec.JoinedAt.After(l.Spec.Since) {
+		return errs.New(errs.Unavailable, "another machine was %s, and its lease has not ended yet", l.Spec.Holder)
+	}
+	return nil
 }
 
 // heldBack says whether a node that comes back gets new work at once: not when it has been coming and going.

@@ -353,6 +353,49 @@ func TestFlappingIsHeldBack(t *testing.T) {
 	})
 }
 
+// A new machine under an old name gets no lease before the old one's has ended.
+func TestReplacedMachineIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		s := p.srv[0]
+		s.lead(ctx)
+		time.Sleep(100 * time.Millisecond)
+		k := s.keeper.Load()
+		joined := func() {
+			id := &api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity, Meta: api.Meta{Name: "isle2"}}, Spec: api.NodeIdentitySpec{JoinedAt: time.Now()}}
+			if _, err := p.mem.Commit(ctx, store.Set(id)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		joined()
+		time.Sleep(time.Second)
+		for range 2 { // the same machine may start again at any time
+			if _, err := k.Take(ctx, "isle2"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		joined()
+		began := time.Now()
+		for {
+			g, err := k.Take(ctx, "isle2")
+			if err == nil {
+				if took := time.Since(began); took < 4*time.Second || took > 5*time.Second || g.Epoch != 3 {
+					t.Errorf("taken after %s, epoch %d", took, g.Epoch)
+				}
+				break
+			}
+			if !errors.Is(err, errs.Unavailable) {
+				t.Fatal(err)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		cancel()
+		<-s.ended
+	})
+}
+
 func TestOverAStream(t *testing.T) {
 	ctx := t.Context()
 	p := newPool(t, 1, 1)

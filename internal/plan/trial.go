@@ -85,7 +85,7 @@ func (t *trial) others(d *api.Decision) *api.Decision {
 	why := map[string]int{}
 	for name := range t.gone {
 		if o := t.view.Node(name).Object; o.Ready() {
-			why[o.Spec.Closed()]++
+			why[o.Closed()]++
 		} else {
 			why["node is not ready"]++
 		}

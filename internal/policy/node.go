@@ -89,7 +89,7 @@ func (n *Node) Domain(l Level) string {
 // a node do not count for spreading: nobody could make them fuller.
 func (n *Node) Takes() bool { return takes(n.Object) }
 
-func takes(o *api.Node) bool { return o != nil && o.Ready() && o.Spec.Closed() == "" }
+func takes(o *api.Node) bool { return o != nil && o.Ready() && o.Closed() == "" }
 
 // Free is what of a dimension is not promised yet.
 func (n *Node) Free(i int) int64 { return n.Allocatable[i] - n.Used[i] }

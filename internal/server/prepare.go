@@ -365,13 +365,3 @@ func giveSecret(o api.Object, secret string) api.Object {
 	*secretOf(n) = secret
 	return n
 }
-
-// withoutSecret is an object as it may be kept; nil stays nil.
-func withoutSecret(o api.Object) api.Object {
-	if o == nil {
-		return nil
-	}
-	n := api.Clone(o)
-	takeSecret(n)
-	return n
-}

@@ -161,7 +161,7 @@ func (w *World) nominated(ctx context.Context) bool {
 func (w *World) roomFor(r *rec) bool {
 	b := w.books
 	for _, h := range w.hosts {
-		if !h.known || h.object.Spec.Closed() != "" || !h.object.Ready() {
+		if !h.known || h.object.Closed() != "" || !h.object.Ready() {
 			continue
 		}
 		fits := true

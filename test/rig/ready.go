@@ -7,18 +7,20 @@ import (
 	"time"
 )
 
-// Client speaks HTTP over the pool's unix socket.
-func (p *Pool) Client() *http.Client {
+// Client speaks HTTP over a unix socket.
+func Client(socket string) *http.Client {
 	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
 		MaxIdleConnsPerHost: 64,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", p.Socket)
+			return d.DialContext(ctx, "unix", socket)
 		}}}
 }
 
-func (p *Pool) ready() bool {
-	c := p.Client()
+// Ready reports whether the API answers on a unix socket.
+func Ready(socket string) bool {
+	c := Client(socket)
+	c.Timeout = 2 * time.Second // one that stands still must not hold up who only looks
 	defer c.CloseIdleConnections()
 	resp, err := c.Get("http://atoll/readyz")
 	if err != nil {
@@ -27,3 +29,6 @@ func (p *Pool) ready() bool {
 	resp.Body.Close()
 	return resp.StatusCode == http.StatusOK
 }
+
+// Client speaks HTTP over the pool's unix socket.
+func (p *Pool) Client() *http.Client { return Client(p.Socket) }

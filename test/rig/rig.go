@@ -5,7 +5,6 @@
 package rig
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,7 +31,7 @@ type Pool struct {
 	mu   sync.Mutex
 	cmd  *exec.Cmd
 	done chan error
-	keep *exec.Cmd // holds the network namespace while the daemon is down
+	host *Space // stays while the daemon is down
 }
 
 // Root finds the module's directory.
@@ -81,14 +79,8 @@ func New(bin string, flags ...string) (*Pool, error) {
 	name := strings.TrimPrefix(filepath.Base(dir), "atoll-rig-")
 	p := &Pool{Bin: bin, Dir: dir, Run: "/dev/shm/atr" + name, Group: "atollrig" + name, Log: filepath.Join(dir, "atolld.log"), Flags: flags}
 	p.Socket = filepath.Join(p.Run, "atoll.sock")
-	// The namespace outlives the daemon, as a host outlives it.
-	p.keep = exec.Command("sleep", "infinity")
-	p.keep.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := p.keep.Start(); err != nil {
-		return nil, fmt.Errorf("make a network namespace: %w", err)
-	}
-	if out, err := p.Host("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("bring lo up: %w: %s", err, out)
+	if p.host, err = NewSpace(p.Group, false); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return p, nil
 }
@@ -98,13 +90,7 @@ func New(bin string, flags ...string) (*Pool, error) {
 const MountsVar = "ATOLL_RIG_MOUNTS"
 
 // Host is a command on "the host": in its network namespace.
-func (p *Pool) Host(name string, args ...string) *exec.Cmd {
-	enter := []string{"-t", strconv.Itoa(p.keep.Process.Pid), "-n"}
-	if m := os.Getenv(MountsVar); m != "" {
-		enter = append(enter, "--mount="+m)
-	}
-	return exec.Command("nsenter", append(append(enter, "--", name), args...)...)
-}
+func (p *Pool) Host(name string, args ...string) *exec.Cmd { return p.host.Command(name, args...) }
 
 // Start starts the daemon and waits until it answers; it returns how long that took.
 func (p *Pool) Start(ctx context.Context) (time.Duration, error) {
@@ -128,7 +114,7 @@ func (p *Pool) Start(ctx context.Context) (time.Duration, error) {
 	p.cmd, p.done = cmd, done
 	p.mu.Unlock()
 	for {
-		if p.ready() {
+		if Ready(p.Socket) {
 			return time.Since(began), nil
 		}
 		select {
@@ -176,12 +162,15 @@ func (p *Pool) signal(s syscall.Signal) {
 }
 
 // Tail is the end of the daemon's log.
-func (p *Pool) Tail() string {
-	b, err := os.ReadFile(p.Log)
+func (p *Pool) Tail() string { return Tail(p.Log, 4000) }
+
+// Tail is the end of a file, at most n bytes.
+func Tail(file string, n int) string {
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return err.Error()
 	}
-	return string(b[max(0, len(b)-4000):])
+	return string(b[max(0, len(b)-n):])
 }
 
 // Env makes the CLI talk to this pool.
@@ -207,11 +196,7 @@ func (p *Pool) Do(args ...string) (string, error) {
 
 // Do2 runs the CLI and gives both outputs.
 func (p *Pool) Do2(args ...string) (stdout, stderr string, err error) {
-	cmd := p.Atoll(args...)
-	var out, errb bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errb
-	err = cmd.Run()
-	return out.String(), errb.String(), err
+	return Output(p.Atoll(args...))
 }
 
 // Close takes everything away: instances, groups, namespace, files.
@@ -222,7 +207,6 @@ func (p *Pool) Close() error {
 	if err != nil {
 		err = fmt.Errorf("atolld down: %w: %s", err, out)
 	}
-	_ = p.keep.Process.Kill()
-	_ = p.keep.Wait() // killed
+	p.host.Close()
 	return errors.Join(err, os.RemoveAll(p.Dir), os.RemoveAll(p.Run))
 }

@@ -142,7 +142,7 @@ func (o *powerOptions) await(ctx context.Context, c *verb.Call, in *api.Instance
 		return err
 	}
 	p := &verb.Placing{Call: c, Instance: in}
-	if a, aerr := p.Assignment(ctx); aerr == nil && a.Spec.InstanceUID == in.UID && a.Spec.Node == "" && a.Spec.Decision != nil {
+	if a, aerr := p.Assignment(ctx); aerr == nil && a.Spec.InstanceUID == in.UID && a.Spec.Node == "" && a.Spec.Decision != nil && !verb.OnTheMove(a.Spec.Decision) {
 		return verb.NoRoom(in, a.Spec.Decision) // it stays, and starts when there is room
 	}
 	return err

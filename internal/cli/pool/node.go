@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -18,7 +19,7 @@ import (
 
 // Node is the group of verbs about nodes.
 func Node() verb.Def {
-	list, desc, yes := &render.Output{}, &tell.DescribeOptions{}, false
+	list, desc, yes, off := &render.Output{}, &tell.DescribeOptions{}, false, false
 	change := func(use, short, example string, min int, fn func(c *verb.Call, n *api.Node) error) verb.Def {
 		return verb.Def{Use: use, Min: min, Max: -1, Short: short, Example: example, Complete: verb.CompleteNodes,
 			Run: func(ctx context.Context, c *verb.Call) error { return changeNode(ctx, c, fn) }}
@@ -47,6 +48,10 @@ func Node() verb.Def {
 				Example: "  atoll node power isle2 status\n  atoll node power isle2 off --yes",
 				Flags:   func(fs *pflag.FlagSet) { fs.BoolVarP(&yes, "yes", "y", false, "do not ask") },
 				Run:     func(ctx context.Context, c *verb.Call) error { return power(ctx, c, yes) }},
+			{Use: "confirm-off NODE", Min: 1, Max: 1, Short: "Say that a lost host is switched off, so that what must not run twice may start elsewhere", Complete: verb.CompleteNodes,
+				Example: "  atoll node confirm-off isle2\n  atoll node confirm-off isle2 --yes",
+				Flags:   func(fs *pflag.FlagSet) { fs.BoolVarP(&off, "yes", "y", false, "do not ask") },
+				Run:     func(ctx context.Context, c *verb.Call) error { return confirmOff(ctx, c, off) }},
 			change("label NODE KEY=VALUE…", "Label a node; KEY- takes a label away", "  atoll node label isle1 disk=ssd rack-", 2, labelNode),
 			nodeToken(), nodeTokens(), nodeRemove(), nodeRevoke(),
 		}, own...),
@@ -54,6 +59,35 @@ func Node() verb.Def {
 }
 
 // changeNode changes the node named first; the change may look at the other arguments.
+// confirmOff is an operator's word that a lost host is off: the last of the proofs by
+// which what must not run twice is started elsewhere. It holds for this loss only.
+func confirmOff(ctx context.Context, c *verb.Call, yes bool) error {
+	name := strings.TrimPrefix(c.Args[0], "node/")
+	obj, err := c.Get(ctx, api.NodeLease(name))
+	if err != nil {
+		return err
+	}
+	lease := obj.(*api.Lease)
+	switch {
+	case lease.Spec.State != api.LeaseExpired:
+		return errs.New(errs.Conflict, "%s is not lost: its lease is %s", name, lease.Spec.State).WithHint("atoll get nodes; to take a host out of use: atoll drain %s", name)
+	case lease.Spec.Proof != nil:
+		c.Say("node/%s unchanged: it is known to run nothing that must not run twice (%s)", name, lease.Spec.Proof.By)
+		return nil
+	}
+	if err := c.Confirm(yes, "if %s is not off, instances that must not run twice may do so, and lose data. Is it switched off?", name); err != nil {
+		return err
+	}
+	c.Args = []string{name}
+	return changeNode(ctx, c, func(_ *verb.Call, n *api.Node) error {
+		if n.Annotations == nil {
+			n.Annotations = map[string]string{}
+		}
+		n.Annotations[api.AnnotationOff] = strconv.FormatInt(lease.Spec.Epoch, 10)
+		return nil
+	})
+}
+
 func changeNode(ctx context.Context, c *verb.Call, fn func(c *verb.Call, n *api.Node) error) error {
 	obj, err := c.Get(ctx, api.Ref{Kind: api.KindNode, Name: strings.TrimPrefix(c.Args[0], "node/")})
 	if err != nil {

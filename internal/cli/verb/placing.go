@@ -98,7 +98,7 @@ func (p *Placing) Started(ctx context.Context) error {
 					return false, nil
 				}
 				why = o
-				if o.Spec.Node == "" && o.Spec.Decision != nil && p.Patience <= 0 {
+				if o.Spec.Node == "" && o.Spec.Decision != nil && p.Patience <= 0 && !OnTheMove(o.Spec.Decision) {
 					return false, NoRoom(p.Instance, o.Spec.Decision)
 				}
 				if o.Spec.Node != "" {
@@ -165,6 +165,12 @@ func (p *Placing) Assignment(ctx context.Context) (*api.Assignment, error) {
 	r := api.RefOf(p.Instance)
 	r.Kind = api.KindAssignment
 	return store.Get[*api.Assignment](ctx, cl, r)
+}
+
+// OnTheMove reports whether a decision only says why an instance left its node, as when that was lost a
+// moment after it was chosen: where it goes, or that it can go nowhere, is decided next.
+func OnTheMove(d *api.Decision) bool {
+	return d.Of == 0 && len(d.Refusals) == 1 && d.Refusals[0].Policy == "eviction"
 }
 
 // NoRoom tells a decision for no node.

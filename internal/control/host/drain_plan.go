@@ -334,7 +334,7 @@ func (s *sheet) refusal(t *thing) string {
 	s.view.Place(t.item, was, alloc)
 	best := api.Refusal{Reason: "none is there"}
 	for _, x := range d.Refusals {
-		if x.Reason != s.node.Spec.Closed() && x.Nodes > best.Nodes {
+		if x.Reason != s.node.Closed() && x.Nodes > best.Nodes {
 			best = x
 		}
 	}

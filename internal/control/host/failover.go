@@ -279,7 +279,7 @@ func (f *Failover) next(lease *api.Lease, in *api.Instance, as *api.Assignment) 
 	case in.Spec.Local():
 		return f.status(in, api.StateUnknown, "its host "+host+" is lost, and its volumes with it: it waits for the host to come back; 'atoll node remove "+host+" --force' gives it up")
 	case !free:
-		return f.status(in, api.StateUnknown, "its host "+host+" is lost, and nothing proves that it does not run there: switch the host off, then say so: atoll node off "+host)
+		return f.status(in, api.StateUnknown, "its host "+host+" is lost, and nothing proves that it does not run there: switch the host off, then say so: atoll node confirm-off "+host)
 	case in.Spec.RestartPolicy() == "never" && st.State != "" && st.Starts > 0:
 		ops := f.status(in, api.StateFailed, "its host "+host+" was lost, and spec.restart is never")
 		if len(ops) > 0 {

@@ -33,8 +33,8 @@ func (Rules) Check(_ *policy.View, it *policy.Item) *policy.Check {
 		switch spec := &n.Object.Spec; {
 		case !n.Object.Ready():
 			return "node is not ready"
-		case spec.Closed() != "":
-			return spec.Closed()
+		case n.Object.Closed() != "":
+			return n.Object.Closed()
 		case !n.Runtimes[isolation]:
 			return "no driver for isolation " + isolation
 		case p.Node != "" && p.Node != n.Name:

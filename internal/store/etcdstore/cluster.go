@@ -234,12 +234,14 @@ func (s *Store) Sync(ctx context.Context) (int64, error) {
 		return resp.Kvs[0].ModRevision, nil
 	}
 	srv := s.member.server.Server
-	if !s.alone() {
-		if err := srv.LinearizableReadNotify(call); err != nil {
-			return 0, s.explain(ctx, "read the revision", err)
-		}
+	if s.alone() {
+		return srv.KV().Rev(), nil
 	}
-	return srv.KV().Rev(), nil
+	out, err := s.until(call, func(ctx context.Context) (outcome, error) {
+		err := srv.LinearizableReadNotify(ctx)
+		return outcome{rev: srv.KV().Rev()}, err
+	})
+	return out.rev, s.explain(ctx, "read the revision", err)
 }
 
 // Sole reports whether this process is the only one that writes.

@@ -58,7 +58,6 @@ type group struct {
 	t             *testing.T
 	cert, key, ca string
 	stores        []*Store
-	urls          []string
 }
 
 func newGroup(t *testing.T) *group {
@@ -217,6 +216,77 @@ func TestLeaderIsReplaced(t *testing.T) {
 	case i := <-leading:
 		t.Errorf("a second leader: %d", i)
 	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+// Writers count one object up through two members while the third, which leads, dies:
+// no call fails, every acknowledged step counts once, and writes stand still for a moment only.
+func TestWritesOutliveTheLeader(t *testing.T) {
+	g := newGroup(t)
+	first := g.open(Config{DataDir: t.TempDir(), Name: "m1"})
+	if err := first.Regroup(t.Context(), g.peers("https://"+freePort(t))); err != nil {
+		t.Fatal(err)
+	}
+	g.join("m2")
+	g.join("m3")
+	lead := g.stores[0]
+	for _, s := range g.stores {
+		if s.leads() {
+			lead = s
+		}
+	}
+	count := func(o api.Object) int64 { return o.(*api.Assignment).Spec.Generation }
+	if _, err := lead.Commit(t.Context(), store.Create(thing("count"))); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+	defer cancel()
+	var acked, worst atomic.Int64
+	var wg sync.WaitGroup
+	for _, s := range g.stores {
+		if s == lead {
+			continue
+		}
+		for range 3 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					o, err := s.Get(t.Context(), api.RefOf(thing("count")))
+					if err != nil {
+						t.Errorf("read: %v", err)
+						return
+					}
+					next := api.Clone(o).(*api.Assignment)
+					next.Spec.Generation++
+					began := time.Now()
+					_, err = s.Commit(t.Context(), store.Update(next))
+					took := int64(time.Since(began))
+					for old := worst.Load(); took > old && !worst.CompareAndSwap(old, took); old = worst.Load() {
+					}
+					if err == nil {
+						acked.Add(1)
+					} else if !errors.Is(err, errs.Conflict) {
+						t.Errorf("commit after %s: %v", time.Duration(took), err)
+					}
+				}
+			})
+		}
+	}
+	time.Sleep(2 * time.Second)
+	before := acked.Load()
+	lead.member.server.Server.HardStop()
+	wg.Wait()
+	for _, s := range g.stores {
+		if s == lead {
+			continue
+		}
+		o, err := s.Get(t.Context(), api.RefOf(thing("count")))
+		if err != nil || count(o) != acked.Load() {
+			t.Errorf("counted %d, acknowledged %d: %v", count(o), acked.Load(), err)
+		}
+	}
+	t.Logf("%d before the leader died, %d in all; the slowest write took %s", before, acked.Load(), time.Duration(worst.Load()))
+	if w := time.Duration(worst.Load()); w > 3*time.Second || before == 0 || acked.Load() <= before {
+		t.Errorf("slowest %s", w)
 	}
 }
 

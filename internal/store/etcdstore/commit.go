@@ -54,16 +54,16 @@ func (s *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 	}
 	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	resp, err := cl.Txn(call).If(conds...).Then(writes...).Else(reads...).Commit()
+	out, err := s.run(call, cl, txn{conds, writes, reads})
 	if err != nil {
 		return 0, s.explain(ctx, fmt.Sprintf("commit %s", summary(ops)), err)
 	}
-	if resp.Succeeded {
-		return resp.Header.Revision, nil
+	if out.ok {
+		return out.rev, nil
 	}
 	for i, op := range judged {
 		have := int64(0)
-		if kvs := resp.Responses[i].GetResponseRange().GetKvs(); len(kvs) > 0 {
+		if kvs := out.found[i].Kvs; len(kvs) > 0 {
 			have = kvs[0].ModRevision
 		}
 		if err := store.Judge(op, have); err != nil {

@@ -36,6 +36,7 @@ type Store struct {
 	cl     *clientv3.Client
 	member *member // nil: external
 
+	slots   slots       // of commits, see attempt.go
 	grouped atomic.Bool // there are, or may be, other members
 	closed  atomic.Bool
 	level   atomic.Int64 // of the pool: which formats are written
@@ -186,7 +187,7 @@ func (s *Store) Get(ctx context.Context, ref api.Ref) (api.Object, error) {
 	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
 	key := s.key(ref)
-	resp, err := cl.Get(call, key, s.readOpts()...)
+	resp, err := s.get(call, cl, key)
 	if err != nil {
 		return nil, s.explain(ctx, "get "+ref.String(), err)
 	}

@@ -49,8 +49,38 @@ func (s *Store) keepOnce(ctx context.Context, k *keeper) error {
 		if err := s.Compact(ctx, upTo); err != nil {
 			return err
 		}
+		if err := s.staleSlots(ctx, upTo); err != nil {
+			return s.explain(ctx, "look for old slots", err)
+		}
 	}
 	return s.shrink(ctx, k, now.rev)
+}
+
+// staleSlots finds slots that nobody wrote for as long as history is kept: of processes
+// that ended. They go with a commit that is made anyway: a revision of their own would
+// change no object, and readers would wait for it in vain.
+func (s *Store) staleSlots(ctx context.Context, upTo int64) error {
+	cl, leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if s.member == nil || s.alone() {
+		return nil
+	}
+	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	defer cancel()
+	resp, err := cl.Get(call, s.slotRoot(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithMaxModRev(upTo), clientv3.WithLimit(maxStale), clientv3.WithSerializable())
+	if err != nil {
+		return err
+	}
+	s.slots.mu.Lock()
+	defer s.slots.mu.Unlock()
+	s.slots.stale = s.slots.stale[:0]
+	for _, kv := range resp.Kvs {
+		s.slots.stale = append(s.slots.stale, string(kv.Key))
+	}
+	return nil
 }
 
 func (s *Store) revision(ctx context.Context) (int64, error) {

@@ -65,5 +65,5 @@ func (s *Store) page(ctx context.Context, key string, opts []clientv3.OpOption) 
 	defer leave()
 	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	return cl.Get(call, key, s.readOpts(opts...)...)
+	return s.get(call, cl, key, opts...)
 }

@@ -223,6 +223,27 @@ func (s *Store) RefreshEndpoints(ctx context.Context) ([]string, error) {
 	return s.ring.bases(), nil
 }
 
+// Use has these servers asked from now on, besides those known; watches that run stay where they are.
+func (s *Store) Use(urls []string) error {
+	if s.cfg.Socket != "" {
+		return nil
+	}
+	var list []string
+	for _, u := range urls {
+		base, err := address(u, s.cfg.Token != "")
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(list, base) && len(list) < maxEndpoints {
+			list = append(list, base)
+		}
+	}
+	if len(list) > 0 {
+		s.ring.replace(list)
+	}
+	return nil
+}
+
 // probe asks a server whether it can do its work.
 func (s *Store) probe(ctx context.Context, e *endpoint) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)

@@ -55,7 +55,7 @@ type Config struct {
 	// Agent names the caller in the User-Agent header.
 	Agent string
 
-	// With several endpoints only:
+	// With several endpoints, or Full:
 	DialTimeout time.Duration // for one connection; default 1.5 s (5 s with one endpoint)
 	TryTimeout  time.Duration // for a server to begin to answer what is asked quickly, before the next is asked; default 2 s
 	Patience    time.Duration // how long all of them together are asked again; default 5 s
@@ -66,7 +66,7 @@ func (c *Config) defaults() {
 	if c.Agent == "" {
 		c.Agent = "atoll"
 	}
-	many := len(c.Endpoints) > 1
+	many := len(c.Endpoints) > 1 || c.Full // a host may begin with one, and learns of the others
 	for _, d := range []struct {
 		p         *time.Duration
 		one, many time.Duration
@@ -148,6 +148,12 @@ func New(cfg Config) (*Store, error) {
 	return s, nil
 }
 
+// A connection over which nothing comes is tried out: together well below the lease of a host.
+const (
+	pingAfter    = time.Second
+	pingPatience = 2 * time.Second
+)
+
 func transport(cfg Config, conf *tls.Config, http2 bool) *http.Transport {
 	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
@@ -158,6 +164,11 @@ func transport(cfg Config, conf *tls.Config, http2 bool) *http.Transport {
 		IdleConnTimeout:       2 * time.Minute,
 		ForceAttemptHTTP2:     http2,
 		ExpectContinueTimeout: time.Second,
+	}
+	if len(cfg.Endpoints) > 1 || cfg.Full {
+		// A host that lost its power, or was cut off, ends no connection: without this, watches would hear nothing
+		// of what was decided about it.
+		t.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingPatience}
 	}
 	if !http2 {
 		t.TLSClientConfig.NextProtos = []string{"http/1.1"}

@@ -102,7 +102,7 @@ func (w *watch) once(ctx context.Context) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if w.s.ring.several() {
+	if w.s.cfg.Socket == "" {
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		defer cancel()
@@ -119,12 +119,18 @@ func (w *watch) once(ctx context.Context) error {
 // one may be.
 func (w *watch) guard(ctx context.Context, cancel context.CancelFunc, e *endpoint) {
 	every := w.s.cfg.Probe
-	for w.s.ring.clock.Sleep(ctx, every) == nil {
-		if !w.s.ring.look(e, every) {
-			if w.s.ring.failed(e) { // another watch has looked
+	pause := every
+	for w.s.ring.clock.Sleep(ctx, pause) == nil {
+		pause = every
+		if !w.s.ring.several() {
+			continue // there may be others later
+		}
+		if !w.s.ring.look(e, every) { // another watch has looked
+			if w.s.ring.failed(e) {
 				cancel()
 				return
 			}
+			pause = min(every, probeTimeout) // what it saw is known by then
 			continue
 		}
 		if err := w.s.probe(ctx, e); err != nil && ctx.Err() == nil {
