@@ -180,7 +180,7 @@ func ReadableAt(n, level int) error {
 
 // ValidVersion reports whether s can be the name of a version: it becomes one of a directory.
 func ValidVersion(s string) bool {
-	if s == "" || len(s) > 64 || s == "current" || strings.Contains(s, "..") {
+	if s == "" || len(s) > 64 || s == "current" || s == "record.json" || strings.Contains(s, "..") {
 		return false
 	}
 	for i, r := range s {

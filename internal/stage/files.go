@@ -34,9 +34,7 @@ const (
 	elsewhere = "other" // programs for other processors: <version>/other/<arch>/
 )
 
-func valid(v string) bool {
-	return api.ValidVersion(v) && v != "record.json"
-}
+func valid(v string) bool { return api.ValidVersion(v) }
 
 // Path is where a program of a version is for this host's processor.
 func (d Dir) Path(version, binary string) string { return filepath.Join(d.Root, version, binary) }

@@ -193,7 +193,7 @@ func TestStepsFollowEachOther(t *testing.T) {
 	if err != nil || up.Spec.Phase != api.UpgradeActivate || up.Spec.Pause.D() != time.Second || up.Spec.Try != 2 {
 		t.Fatalf("%+v %v", up, err)
 	}
-	refused("prepare", "end it first"[:3])
+	refused("prepare", "is activating")
 	if up, err = d.ask("pause"); err != nil || !up.Spec.Paused {
 		t.Fatal(err)
 	}
