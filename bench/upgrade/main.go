@@ -37,15 +37,19 @@ import (
 func main() {
 	rate := flag.Int("rate", 200, "calls a second")
 	instances := flag.Int("instances", 12, "that run meanwhile")
+	next := flag.String("next", "", "`directory` of the programs to go to; empty: they are built from this tree, a release later")
 	flag.Parse()
 	lib.WithLab(lab.Options{Hosts: 3}, func(ctx context.Context, l *lab.Lab) error {
-		dir, err := os.MkdirTemp("", "atoll-upgrade-")
-		if err != nil {
-			return err
-		}
-		defer os.RemoveAll(dir)
-		if err := build(ctx, dir, "next", strconv.Itoa(release.Number()+1)); err != nil {
-			return err
+		dir := *next
+		if dir == "" {
+			var err error
+			if dir, err = os.MkdirTemp("", "atoll-upgrade-"); err != nil {
+				return err
+			}
+			defer os.RemoveAll(dir)
+			if err := build(ctx, dir, "next", strconv.Itoa(release.Number()+1)); err != nil {
+				return err
+			}
 		}
 		if err := l.Up(ctx); err != nil {
 			return err
@@ -77,9 +81,6 @@ type bench struct {
 }
 
 func (b *bench) run(ctx context.Context, next string) error {
-	if _, err := b.l.Do("tenant", "create", "demo"); err != nil {
-		return err
-	}
 	for i := range b.instances {
 		if _, err := b.l.Do("run", "-d", "--name", fmt.Sprint("w", i), "busybox", "sleep", "100000"); err != nil {
 			return err

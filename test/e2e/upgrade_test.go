@@ -73,7 +73,6 @@ func main() {
 		}
 		return out
 	}
-	must("tenant", "create", "demo")
 	for i := range 4 {
 		must("run", "-d", "--name", "w"+strconv.Itoa(i), "busybox", "sleep", "100000")
 	}
