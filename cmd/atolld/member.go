@@ -260,7 +260,7 @@ func (h *daemon) keepState(ctx context.Context, mem *membership) error {
 	g.Go(func() error { return p.lead(ctx) })
 	g.Go(func() error { return p.keepCertified(ctx) })
 	g.Go(func() error { return p.base.Ended(ctx) })
-	g.Go(func() error { return p.srv.Run(ctx) })
+	g.Go(func() error { return p.serve(ctx) })
 	h.register(ctx, p)
 	h.log.Info("this host keeps the pool's state", "peer", mem.Advertise)
 	return g.Wait()

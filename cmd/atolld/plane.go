@@ -52,7 +52,8 @@ type plane struct {
 	srv    *server.Server
 	keeper atomic.Pointer[lease.Keeper] // nil while this process does not lead
 	usage  func(ctx context.Context) (api.UsageReport, error)
-	level  atomic.Int64 // of the pool
+	level  atomic.Int64  // of the pool
+	served chan struct{} // closed when the API has ended
 
 	grow sync.Mutex // one step at a time
 }
@@ -63,7 +64,7 @@ func openPlane(ctx context.Context, c config, peers etcdstore.Peers, clk clock.C
 	if err != nil {
 		return nil, err
 	}
-	p := &plane{c: c, clk: clk, log: log, base: base, shared: store.NewShared(base), hub: tunnel.NewHub()}
+	p := &plane{c: c, clk: clk, log: log, base: base, shared: store.NewShared(base), hub: tunnel.NewHub(), served: make(chan struct{})}
 	if err := p.readLevel(ctx); err != nil {
 		return nil, errors.Join(err, base.Close())
 	}
@@ -79,8 +80,26 @@ func openPlane(ctx context.Context, c config, peers etcdstore.Peers, clk clock.C
 	return p, nil
 }
 
-// mirror keeps the copy that reads are answered from; it runs before anything else.
-func (p *plane) mirror(ctx context.Context) error { return p.cache.Run(ctx) }
+// mirror keeps the copy that reads are answered from; it runs before anything else, and
+// until the calls that are under way when ctx ends have been answered.
+func (p *plane) mirror(ctx context.Context) error {
+	last, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-p.served:
+		case <-time.After(closePatience): // the API was never begun
+		}
+		cancel()
+	})()
+	return p.cache.Run(last)
+}
+
+// serve answers the API.
+func (p *plane) serve(ctx context.Context) error {
+	defer close(p.served)
+	return p.srv.Run(ctx)
+}
 
 // lead runs the controllers whenever it is this process's turn.
 func (p *plane) lead(ctx context.Context) error { return p.base.Lead(ctx, p.c.Node, p.reign) }

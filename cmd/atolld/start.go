@@ -180,7 +180,7 @@ func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 		return fmt.Errorf("node %s: %w", h.c.Node, err)
 	}
 	g.Go(func() error { return h.node.run(ctx) })
-	g.Go(func() error { return p.srv.Run(ctx) })
+	g.Go(func() error { return p.serve(ctx) })
 	return nil
 }
 
