@@ -112,7 +112,6 @@ type changer struct {
 	end    context.CancelCauseFunc // of what runs now
 	target string                  // program that takes over
 	told   api.NodeUpgrade         // Try and Error of a task that failed before anything was changed
-	done   bool                    // the record says that a trial ended well, and the pool was not told yet
 }
 
 func newChanger(c config, log *slog.Logger) *changer {
