@@ -27,6 +27,7 @@ import (
 // lease it acts by, and the connections to the pool's servers.
 type node struct {
 	*heart
+	taken, lost chan struct{} // what became of the lease, for run
 
 	st     store.Store   // as this node may write: by its lease
 	remote *remote.Store // what is below it; nil where the pool began, which has the state in this process
@@ -75,6 +76,14 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return fmt.Errorf("take the lease of %s: %w", n.c.Node, err)
 	}
+	// From here on the heart beats: on a slow host, what follows takes longer than a lease.
+	n.taken, n.lost = make(chan struct{}, 1), make(chan struct{}, 1)
+	n.holder.Took = func(lease.Grant) { poke(n.taken) }
+	n.holder.Lost = func() {
+		n.dropLease()
+		poke(n.lost)
+	}
+	n.keep(ctx, g)
 	if !alone {
 		if err := n.agent.LeaseTaken(ctx, n.holder.Rev()); err != nil {
 			return err
@@ -104,19 +113,12 @@ func (n *node) fenced() {
 // run keeps the host in the pool until ctx ends. Instances run on.
 func (n *node) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	// The heart must not wait for what is done about a lease that was lost or taken.
-	taken, lost := make(chan struct{}, 1), make(chan struct{}, 1)
-	n.holder.Took = func(lease.Grant) { poke(taken) }
-	n.holder.Lost = func() {
-		n.dropLease()
-		poke(lost)
-	}
-	n.keep(ctx, g)
+	// The heart does not wait for what is done about a lease that was lost or taken.
 	g.Go(func() error {
-		return each(ctx, lost, func() { n.agent.LeaseLost(ctx) })
+		return each(ctx, n.lost, func() { n.agent.LeaseLost(ctx) })
 	})
 	g.Go(func() error {
-		return each(ctx, taken, func() { n.catchUp(ctx) })
+		return each(ctx, n.taken, func() { n.catchUp(ctx) })
 	})
 	if n.rep != nil {
 		g.Go(func() error { return n.keepLease(ctx) })
