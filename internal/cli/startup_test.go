@@ -28,7 +28,7 @@ func TestStartsFast(t *testing.T) {
 			t.Fatalf("build: %v\n%s", err, out)
 		}
 	}
-	const promised, times = 15 * time.Millisecond, 12
+	const promised, times = 15 * time.Millisecond, 6
 	var all []time.Duration
 	for range 4 {
 		ours, floor := medianStarts(t, bin, nothing)
