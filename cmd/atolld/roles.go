@@ -2,10 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"time"
@@ -96,15 +95,21 @@ func (h *daemon) mayBegin(ctx context.Context, p *plane) error {
 	if h.c.EtcdEndpoints == "" {
 		return nil
 	}
-	if _, err := os.Lstat(filepath.Join(h.c.State, "pki", "ca.key")); err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return nil //nolint:nilerr // what is wrong with it, its reader says
-	}
 	ids, _, err := store.List[*api.NodeIdentity](ctx, p.base, api.Selector{Kind: api.KindNodeIdentity})
 	if err != nil {
 		return fmt.Errorf("look at the pool in etcd: %w", err)
 	}
 	if len(ids) == 0 {
 		return nil
+	}
+	key, err := join.KeyHash(h.c.State, rand.Reader)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if id.Spec.KeyHash == key {
+			return nil // this host began it
+		}
 	}
 	return errs.New(errs.Conflict, "there is a pool in this etcd already, of %s and %d more hosts", ids[0].Name, len(ids)-1).
 		WithHint("join it: on one of its servers atoll node token --role server, here atolld join, then the same command again")

@@ -44,7 +44,7 @@ func TestHosts(t *testing.T) {
 	}{
 		{"cgroup v2", long + long, []string{"cgroup_no_v1=all", "atoll.init=/opt/atoll/test/host.sh", "atoll.runc=long"}},
 		{"cgroup v1", long + short, []string{"atoll.init=/opt/atoll/test/host.sh"}},
-		{"systemd", 23, []string{"atoll.init=/sbin/init", "systemd.show_status=true"}},
+		{"systemd", 24, []string{"atoll.init=/sbin/init", "systemd.show_status=true"}},
 	} {
 		t.Run(strings.ReplaceAll(g.name, " ", "-"), func(t *testing.T) { boot(t, b, disk, g.args...).judge(t, g.checks) })
 	}
