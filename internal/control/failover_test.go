@@ -156,6 +156,9 @@ func TestLostHostThatDoesNotFence(t *testing.T) {
 	}
 	w.lose("h1", unfenced)
 	w.settle()
+	if l, err := store.Get[*api.Lease](context.Background(), w.mem, api.NodeLease("h1")); err != nil || l.Spec.Proof != nil {
+		t.Errorf("proof: %+v %v", l, err)
+	}
 	if a := w.assignment("plain"); a.Spec.Node != "h2" {
 		t.Errorf("plain: %+v", a.Spec)
 	}
@@ -179,6 +182,29 @@ func TestLostHostThatDoesNotFence(t *testing.T) {
 	say("1")
 	if a := w.assignment("exclusive"); a.Spec.Node != "h2" {
 		t.Errorf("by an operator's word: %+v", a.Spec)
+	}
+}
+
+// Of a host whose node is gone nobody knows whether it stops by itself what must not run twice.
+func TestLostHostWithoutANode(t *testing.T) {
+	w := newWorld(t, "10.0.0.0/24")
+	w.hosts(1, 10_000)
+	w.instance("plain", 100, nil)
+	w.instance("exclusive", 100, func(in *api.Instance) { in.Spec.Exclusive = true })
+	w.settle()
+	w.started("plain")
+	w.started("exclusive")
+	w.node("h2", 10_000)
+	w.lose("h1", nil)
+	if _, err := w.mem.Commit(context.Background(), store.Remove(api.Ref{Kind: api.KindNode, Name: "h1"}, store.Any)); err != nil {
+		t.Fatal(err)
+	}
+	w.settle()
+	if a := w.assignment("plain"); a.Spec.Node != "h2" {
+		t.Errorf("plain: %+v", a.Spec)
+	}
+	if a, in := w.assignment("exclusive"), w.get("exclusive"); a != nil && a.Spec.Node == "h2" || in.Status.State != api.StateUnknown {
+		t.Errorf("exclusive: %+v %+v", a, in.Status)
 	}
 }
 

@@ -384,7 +384,7 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 		next = api.Clone(old)
 		op = store.Update(next)
 	}
-	if err := k.succeeds(ctx, next); err != nil {
+	if err := k.succeeds(ctx, node, next); err != nil {
 		return Grant{}, err
 	}
 	ops := []store.Op{op}
@@ -430,20 +430,21 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 }
 
 // succeeds makes a new machine under an old name wait until the lease of the one before
-// has ended: that one stops by itself what must not run twice, but not sooner.
-func (k *Keeper) succeeds(ctx context.Context, l *api.Lease) error {
-	if !l.Held() {
-		return nil
-	}
-	id, err := store.Get[*api.NodeIdentity](ctx, k.Store, api.Ref{Kind: api.KindNodeIdentity, Name: l.Spec.Holder})
+// has ended: that one stops by itself what must not run twice, but not sooner. One that
+// was turned away gets no lease, also while its connection still stands.
+func (k *Keeper) succeeds(ctx context.Context, node string, l *api.Lease) error {
+	id, err := store.Get[*api.NodeIdentity](ctx, k.Store, api.Ref{Kind: api.KindNodeIdentity, Name: node})
 	if errors.Is(err, errs.NotFound) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("read identity of %s: %w", l.Spec.Holder, err)
+		return fmt.Errorf("read identity of %s: %w", node, err)
 	}
-	if id.Spec.JoinedAt.After(l.Spec.Since) {
-		return errs.New(errs.Unavailable, "another machine was %s, and its lease has not ended yet", l.Spec.Holder)
+	if id.Spec.Revoked != "" {
+		return errs.New(errs.Denied, "host %s was turned away: %s", node, id.Spec.Revoked).WithHint("it comes back by joining anew: atoll node token --node %s", node)
+	}
+	if l.Held() && id.Spec.JoinedAt.After(l.Spec.Since) {
+		return errs.New(errs.Unavailable, "another machine was %s, and its lease has not ended yet", node)
 	}
 	return nil
 }

@@ -173,9 +173,11 @@ func (f *Failover) prove(ctx context.Context, s store.Store, lease *api.Lease) (
 	now := f.Clock.Now().UTC()
 	proof := &api.FenceProof{At: now}
 	switch {
-	case node != nil && node.Annotations[api.AnnotationOff] == strconv.FormatInt(lease.Spec.Epoch, 10):
+	case node == nil: // nobody knows what kind of host it was: only its removal, with somebody's word, helps
+		return lease, res, nil
+	case node.Annotations[api.AnnotationOff] == strconv.FormatInt(lease.Spec.Epoch, 10):
 		proof.By, proof.Message = "operator", "somebody said that it is off"
-	case node == nil, fences(node):
+	case lease.Stopped(node):
 		proof.By, proof.Message = "lease", "its own watchdog stops it before the lease ends"
 	case node.Spec.BMC != nil && f.Off != nil:
 		off, cancel := context.WithTimeout(ctx, offPatience)
@@ -197,11 +199,6 @@ func (f *Failover) prove(ctx context.Context, s store.Store, lease *api.Lease) (
 	}
 	next.Revision = rev
 	return next, res, nil
-}
-
-func fences(n *api.Node) bool {
-	c := n.Condition(api.ConditionFences)
-	return c != nil && c.Status
 }
 
 // ranked is an instance of a lost host.
