@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -34,6 +35,7 @@ type node struct {
 	agent  *agent.Agent
 	rec    *reconcile.Recorder
 	warden *warden
+	file   sync.Mutex       // held while the lease is written to the disk, as it is
 	rep    *replica.Replica // what the agent works on, where others keep the state; else nil
 }
 
@@ -52,7 +54,7 @@ type nodeDeps struct {
 func newNode(d nodeDeps) (*node, error) {
 	n := &node{remote: d.remote}
 	n.warden = newWarden(fence.New(fence.Config{Run: d.c.Run, Group: d.c.Group, Start: fence.Spawn(d.c.Run, d.c.Group), Clock: d.clk, Log: d.log, OnFenced: n.fenced}), d.log)
-	n.heart = newHeart(heartDeps{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, dir: directory{where: n.endpoints, watched: d.store}, extended: n.warden.extend})
+	n.heart = newHeart(heartDeps{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, dir: directory{where: n.endpoints, watched: d.store}, extended: n.warden.extend, shorter: n.shorter})
 	n.st = store.Fenced(d.store, api.NodeLease(d.c.Node), n.holder.Rev)
 	dv, err := buildDrivers(d.c, d.clk, d.log)
 	if err != nil {

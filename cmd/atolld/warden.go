@@ -39,6 +39,17 @@ func (w *warden) extend(end time.Duration, alone bool) {
 	}
 }
 
+// settle returns nil when the watchdog, if there is one, knows what extend was told last.
+func (w *warden) settle(ctx context.Context) error {
+	w.mu.Lock()
+	alone := w.alone
+	w.mu.Unlock()
+	if alone {
+		return nil
+	}
+	return w.fence.Settle(ctx)
+}
+
 // Guard has an instance stopped when the lease ends.
 func (w *warden) Guard(ctx context.Context, id string, groups []string) error {
 	w.mu.Lock()

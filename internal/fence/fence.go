@@ -94,6 +94,25 @@ func (f *Fence) Extend(leaseEnd time.Duration) {
 	f.nudge()
 }
 
+// Settle returns nil when no watchdog of this host goes by a later deadline than the one of
+// the last Extend: it was told, or there is none.
+func (f *Fence) Settle(ctx context.Context) error {
+	f.talk.Lock()
+	defer f.talk.Unlock()
+	if f.conn == nil {
+		if err := f.dial(); errors.Is(err, os.ErrNotExist) || errors.Is(err, errRefused) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	err := f.tell(ctx)
+	if err != nil {
+		f.hangUpLocked()
+	}
+	return err
+}
+
 // Guard has all processes in the groups stopped before the lease ends, from when it
 // returns until Unguard. It is called before the first of them runs. errs.Unsupported: no
 // watchdog can be had on this host, so what must not run twice must not run here;

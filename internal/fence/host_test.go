@@ -554,6 +554,51 @@ func (h *host) gone() {
 	}
 }
 
+// A deadline that came nearer is the watchdog's when Settle says so.
+func TestSettle(t *testing.T) {
+	h := newHost(t)
+	f := New(Config{Run: h.run, Group: h.group, Clock: clock.Real{}, Start: spawnSelf})
+	f.Extend(boot.Now() + time.Hour)
+	if err := f.Settle(t.Context()); err != nil {
+		t.Fatal("there is no watchdog, so none goes by another deadline:", err)
+	}
+	if err := f.Guard(t.Context(), "one", []string{h.group + "/one"}); err != nil {
+		t.Fatal(err)
+	}
+	end := boot.Now() + time.Minute
+	f.Extend(end)
+	if st, err := Status(t.Context(), h.run, clock.Real{}); err != nil || st.Deadline <= end {
+		t.Fatal("it knew before:", st, err)
+	}
+	if err := f.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	st, err := Status(t.Context(), h.run, clock.Real{})
+	if err != nil || st.Deadline > end || st.Guarded != 1 {
+		t.Fatal(st, err)
+	}
+	if err := syscall.Kill(int(st.Pid), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	f.Extend(boot.Now() + 50*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	if err := f.Settle(ctx); err == nil {
+		t.Error("a watchdog that hangs knows")
+	}
+	cancel()
+	f.Extend(boot.Now() + time.Millisecond) // nothing of it runs: it goes when this is over
+	if err := syscall.Kill(int(st.Pid), syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	f.Unguard("one")
+	if err := f.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := End(t.Context(), h.run, clock.Real{}); err != nil {
+		t.Error(err)
+	}
+}
+
 // Where no watchdog can be had, nothing is guarded, and the error says what to do.
 func TestNoWatchdog(t *testing.T) {
 	h := newHost(t)

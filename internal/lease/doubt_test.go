@@ -76,13 +76,13 @@ func TestGivenUpWithoutAnAnswer(t *testing.T) {
 	if l, err := store.Get[*api.Lease](t.Context(), m, api.NodeLease("n")); err != nil || l.Held() {
 		t.Fatal(l, err)
 	}
-	if g, err := k.Renew(t.Context(), "n", 1); err == nil {
+	if g, err := k.Renew(t.Context(), "n", Beat{Epoch: 1}); err == nil {
 		t.Fatalf("acknowledged by a lease that had ended: %+v", g)
 	}
 	if err := look(t, k, clk, stall/2); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Renew(t.Context(), "n", 1); !errors.Is(err, errs.Conflict) {
+	if _, err := k.Renew(t.Context(), "n", Beat{Epoch: 1}); !errors.Is(err, errs.Conflict) {
 		t.Fatal("the host should take its lease anew:", err)
 	}
 	if g, err := k.Take(t.Context(), "n"); err != nil || g.Epoch != 2 {
@@ -134,7 +134,7 @@ func TestTakenAwayInTime(t *testing.T) {
 	if err := look(t, k, clk, 3*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Renew(t.Context(), "n", g.Epoch); err != nil {
+	if _, err := k.Renew(t.Context(), "n", Beat{Epoch: g.Epoch}); err != nil {
 		t.Fatal(err)
 	}
 	next := api.Clone(read())
@@ -151,7 +151,7 @@ func TestTakenAwayInTime(t *testing.T) {
 	if err := look(t, k, clk, stall/2); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Renew(t.Context(), "n", g.Epoch); !errors.Is(err, errs.Conflict) {
+	if _, err := k.Renew(t.Context(), "n", Beat{Epoch: g.Epoch}); !errors.Is(err, errs.Conflict) {
 		t.Error("it goes on in its old epoch:", err)
 	}
 	if _, err := k.Take(t.Context(), "n"); !errors.Is(err, errs.Denied) {
@@ -195,7 +195,7 @@ func TestTakenAway(t *testing.T) {
 		if err := look(t, k, clk, stall/2); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := k.Renew(t.Context(), "n", g.Epoch); !errors.Is(err, errs.Conflict) {
+		if _, err := k.Renew(t.Context(), "n", Beat{Epoch: g.Epoch}); !errors.Is(err, errs.Conflict) {
 			t.Errorf("removed %v: still acknowledged: %v", gone, err)
 		}
 	}

@@ -34,6 +34,13 @@ type Grant struct {
 	Alone    bool          // the Keeper is in this process, there never was another node, and no other server
 }
 
+// Beat is a heartbeat.
+type Beat struct {
+	Epoch int64 // of the lease that is held; 0: to take it anew
+	// Duration is what the holder, and whoever stops things for it, counts on at most; 0: it does not say.
+	Duration time.Duration
+}
+
 // Config sets a Keeper up.
 type Config struct {
 	Duration time.Duration // of a lease without a heartbeat; default 5 s
@@ -76,6 +83,10 @@ type tenure struct {
 	lease *api.Lease
 	heard time.Time
 	away  bool // it is marked as not ready, though its lease is held
+	// turning is set while another duration is being written. most bounds what is granted from
+	// then on, also when it is not known what became of that; 0: only the lease does.
+	turning bool
+	most    time.Duration
 	// ending is set while the end of the lease is being written, and until it is known
 	// whether it was: an acknowledgement after that would come too late.
 	ending bool
@@ -405,6 +416,9 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 	case !errors.Is(err, errs.NotFound):
 		return Grant{}, fmt.Errorf("read node %s: %w", node, err)
 	}
+	if next.Held() { // an earlier process may count on that; Renew makes it shorter
+		duration = max(duration, next.Spec.Duration.D())
+	}
 	next.Spec = api.LeaseSpec{Holder: node, Epoch: next.Spec.Epoch + 1, State: api.LeaseHeld, Since: now.UTC(),
 		Duration: api.Duration(duration), Losses: next.Spec.Losses}
 	rev, err := k.Store.Commit(ctx, ops...)
@@ -467,7 +481,11 @@ func (k *Keeper) heldBack(n *api.Node, l *api.Lease, now time.Time) (c api.Condi
 }
 
 // Renew takes a heartbeat. errs.Conflict: the lease is not held in this epoch, take it anew.
-func (k *Keeper) Renew(ctx context.Context, node string, epoch int64) (Grant, error) {
+//
+// How long the lease of an edge host lasts may be changed meanwhile (spec.disconnectAllowed).
+// The lease says at least what the holder may count on: a longer one is written before it
+// is granted, a shorter one when the holder has said that it knows.
+func (k *Keeper) Renew(ctx context.Context, node string, b Beat) (Grant, error) {
 	if err := k.usable(); err != nil {
 		return Grant{}, err
 	}
@@ -482,20 +500,86 @@ func (k *Keeper) Renew(ctx context.Context, node string, epoch int64) (Grant, er
 	if leader.Revision != k.Term {
 		return Grant{}, errs.New(errs.Unavailable, "another server took the lead")
 	}
+	want, err := k.wanted(ctx, node)
+	if err != nil {
+		return Grant{}, err
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	t := k.nodes[node]
-	if t == nil || t.lease.Spec.Epoch != epoch {
-		return Grant{}, notHeld(node, epoch)
-	}
-	if t.ending {
-		return Grant{}, errs.New(errs.Unavailable, "the lease of %s is being given up", node)
+	t, err := k.tenure(node, b.Epoch)
+	if err != nil {
+		return Grant{}, err
 	}
 	if received.After(t.heard) {
 		t.heard = received
 	}
 	t.away = false
-	return k.grant(t.lease), nil
+	want = max(want, k.length(t.lease))
+	now := k.allowed(t.lease)
+	if !t.turning && (want > now || want < now && b.Duration == want || t.most != 0) {
+		if t, err = k.turn(ctx, t, want); err != nil {
+			return Grant{}, err
+		}
+	}
+	g := k.grant(t.lease)
+	g.Duration = min(g.Duration, want)
+	if t.most != 0 {
+		g.Duration = min(g.Duration, t.most)
+	}
+	return g, nil
+}
+
+// tenure is that of an epoch that is held. Called with mu held.
+func (k *Keeper) tenure(node string, epoch int64) (*tenure, error) {
+	t := k.nodes[node]
+	if t == nil || t.lease.Spec.Epoch != epoch {
+		return nil, notHeld(node, epoch)
+	}
+	if t.ending {
+		return nil, errs.New(errs.Unavailable, "the lease of %s is being given up", node)
+	}
+	return t, nil
+}
+
+// wanted is how long a node's lease is to last by what its node says; 0 when that says nothing.
+func (k *Keeper) wanted(ctx context.Context, node string) (time.Duration, error) {
+	n, err := store.Get[*api.Node](ctx, k.Store, api.Ref{Kind: api.KindNode, Name: node})
+	switch {
+	case errors.Is(err, errs.NotFound):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("read node %s: %w", node, err)
+	case n.Spec.DisconnectAllowed == nil:
+		return 0, nil
+	}
+	return n.Spec.DisconnectAllowed.D(), nil
+}
+
+// turn writes how long a lease lasts from now on, and gives the tenure as it is then. That it
+// could not be written is no reason to refuse a heartbeat. mu is held, but not meanwhile.
+func (k *Keeper) turn(ctx context.Context, t *tenure, want time.Duration) (*tenure, error) {
+	t.turning = true
+	if t.most == 0 || want < t.most {
+		t.most = want
+	}
+	next := api.Clone(t.lease)
+	next.Spec.Duration = api.Duration(want)
+	name, epoch := next.Spec.Holder, next.Spec.Epoch
+	k.mu.Unlock()
+	rev, err := k.Store.Commit(ctx, store.Update(next))
+	k.mu.Lock()
+	t.turning = false
+	if err == nil {
+		next.Revision, t.most = rev, 0
+		k.Log.Info("a host's lease lasts another time", "node", name, "duration", want.String())
+	} else { // perhaps it was written; learn finds out
+		k.Log.Warn("a host's lease is to last another time, which cannot be written yet", "node", name, "duration", want.String(), "error", err)
+	}
+	t, terr := k.tenure(name, epoch) // it may have been given up, or be known anew
+	if terr == nil && err == nil && t.lease.Revision < rev {
+		t.lease = next
+	}
+	return t, terr
 }
 
 func notHeld(node string, epoch int64) error {
