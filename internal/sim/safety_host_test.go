@@ -329,6 +329,21 @@ func (m *machine) Guard(ctx context.Context, id string, _ []string) error {
 	return nil
 }
 
+// GuardAll is the first word of a daemon: all that it found.
+func (m *machine) GuardAll(ctx context.Context, groups map[string][]string) error {
+	if err := m.p.pause(ctx, m, time.Duration(m.p.rng.Int64N(int64(20*time.Millisecond)))); err != nil {
+		return err
+	}
+	if m.dog.deadline <= m.boot() {
+		return errs.New(errs.Unavailable, "guard: the host has no lease that lasts")
+	}
+	m.dog.items, m.dog.strange = map[string]bool{}, false
+	for id := range groups {
+		m.dog.items[id] = true
+	}
+	return nil
+}
+
 // Unguard is told that nothing of it runs any more.
 func (m *machine) Unguard(id string) {
 	if !m.dog.strange {
