@@ -407,7 +407,11 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 		if d := n.Spec.DisconnectAllowed; d != nil {
 			duration = max(duration, d.D())
 		}
-		if c, changed := k.heldBack(n, next, now); changed {
+		c, changed, err := k.heldBack(ctx, n, next, now)
+		if err != nil {
+			return Grant{}, err
+		}
+		if changed {
 			back = c
 			n = api.Clone(n)
 			n.Status.Conditions = api.SetCondition(n.Status.Conditions, c)
@@ -464,20 +468,40 @@ func (k *Keeper) succeeds(ctx context.Context, node string, l *api.Lease) error 
 }
 
 // heldBack says whether a node that comes back gets new work at once: not when it has been coming and going.
-func (k *Keeper) heldBack(n *api.Node, l *api.Lease, now time.Time) (c api.Condition, changed bool) {
-	recent := 0
-	for _, at := range l.Spec.Losses {
-		if now.Sub(at) < k.FlapWindow {
-			recent++
+func (k *Keeper) heldBack(ctx context.Context, n *api.Node, l *api.Lease, now time.Time) (c api.Condition, changed bool, err error) {
+	losses := slices.DeleteFunc(slices.Clone(l.Spec.Losses), func(at time.Time) bool { return now.Sub(at) >= k.FlapWindow })
+	if len(losses) >= k.Flaps {
+		all, _, err := store.List[*api.Lease](ctx, k.Store, api.Selector{Kind: api.KindLease})
+		if err != nil {
+			return c, false, fmt.Errorf("list leases: %w", err)
 		}
+		losses = slices.DeleteFunc(losses, func(at time.Time) bool { return k.shared(all, at) })
 	}
+	recent := len(losses)
 	was := n.Condition(api.ConditionHeldBack)
 	if recent < k.Flaps {
-		return api.Condition{Type: api.ConditionHeldBack, Since: now.UTC()}, was != nil && was.Status
+		return api.Condition{Type: api.ConditionHeldBack, Since: now.UTC()}, was != nil && was.Status, nil
 	}
 	until := now.Add(min(k.FlapPause<<min(recent-k.Flaps, 10), k.FlapWindow)).UTC().Truncate(time.Second)
 	return api.Condition{Type: api.ConditionHeldBack, Status: true, Reason: until.Format(time.RFC3339), Since: now.UTC(),
-		Message: fmt.Sprintf("lost %d times within %s: nothing new is placed here until %s", recent, k.FlapWindow, until.Format(time.TimeOnly))}, true
+		Message: fmt.Sprintf("lost %d times within %s: nothing new is placed here until %s", recent, k.FlapWindow, until.Format(time.TimeOnly))}, true, nil
+}
+
+// shared reports whether most of the nodes that were there lost their leases at that time:
+// that was the leader's fault, or the network's, and no node's.
+func (k *Keeper) shared(all []*api.Lease, at time.Time) bool {
+	near := func(t time.Time) bool { return t.Sub(at).Abs() <= k.Duration }
+	there, lost := 0, 0
+	for _, l := range all {
+		switch {
+		case l.Name == api.LeaseLeader:
+		case slices.ContainsFunc(l.Spec.Losses, near):
+			there, lost = there+1, lost+1
+		case l.Held(), l.Spec.Since.After(at): // others were lost long before
+			there++
+		}
+	}
+	return lost > 1 && 2*lost > there
 }
 
 // Renew takes a heartbeat. errs.Conflict: the lease is not held in this epoch, take it anew.

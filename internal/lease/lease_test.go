@@ -515,6 +515,74 @@ func TestFlappingIsHeldBack(t *testing.T) {
 	})
 }
 
+// What most of the nodes lost at the same time is not held against any of them; what one
+// loses on its own is.
+func TestLostTogetherIsNobodysFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		s := p.srv[0]
+		s.lead(ctx)
+		time.Sleep(100 * time.Millisecond)
+		k := s.keeper.Load()
+		names := []string{"a", "b", "c", "d"}
+		take := func(names ...string) {
+			t.Helper()
+			for _, n := range names {
+				if _, err := k.Take(ctx, n); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(300 * time.Millisecond)
+			}
+		}
+		back := func(name string) bool {
+			n, err := store.Get[*api.Node](ctx, p.mem, api.Ref{Kind: api.KindNode, Name: name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, held := n.HeldBack(time.Now())
+			return held
+		}
+		for _, n := range append(names, "dead") {
+			p.allow(ctx, n, 0)
+		}
+		take("dead") // lost long before, and never seen again
+		time.Sleep(time.Minute)
+		steady := func(d time.Duration, names ...string) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Second) {
+				for _, n := range names {
+					l, err := store.Get[*api.Lease](ctx, p.mem, api.NodeLease(n))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if _, err := k.Renew(ctx, n, Beat{Epoch: l.Spec.Epoch}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+		for range 4 { // all but one
+			take(names...)
+			steady(8*time.Second, "a")
+		}
+		take("b", "c", "d")
+		for _, n := range names {
+			if back(n) {
+				t.Errorf("%s is held back for what all had", n)
+			}
+		}
+		for range 3 { // one of them alone
+			steady(8*time.Second, "a", "c", "d")
+			take("b")
+		}
+		if !back("b") || back("c") {
+			t.Errorf("held back: b %v, c %v", back("b"), back("c"))
+		}
+		cancel()
+		<-s.ended
+	})
+}
+
 // A new machine under an old name gets no lease before the old one's has ended.
 func TestReplacedMachineIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
