@@ -98,8 +98,9 @@ func (p *plane) reign(ctx context.Context) error {
 	}
 	st := store.Fenced(p.st, api.LeaderLease(), func() int64 { return rev })
 	engine := reconcile.New(st, p.clk, p.log, reconcile.Events{})
+	rec := reconcile.NewRecorder(st, p.clk, p.log, "control")
 	cs, err := control.All(control.Deps{Clock: p.clk, Log: p.log, Chain: builtin.Policies(), Seed: 1, Subnet: p.c.Subnet,
-		Keep: policy.Keep{Buffer: p.c.Buffer, Spare: p.c.Spare}, Rebalance: p.rebalance(), Members: p.members(), Off: switchOff})
+		Keep: policy.Keep{Buffer: p.c.Buffer, Spare: p.c.Spare}, Rebalance: p.rebalance(), Members: p.members(), Off: switchOff, Tell: rec.Record})
 	if err != nil {
 		return err
 	}
@@ -121,6 +122,7 @@ func (p *plane) reign(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return k.Run(gctx) })
 	g.Go(func() error { return engine.Run(gctx) })
+	g.Go(func() error { return rec.Run(gctx) })
 	g.Go(func() error {
 		if err := lease.Replaced(gctx, p.st, rev); err != nil {
 			return err

@@ -34,6 +34,8 @@ type Deps struct {
 	Off func(ctx context.Context, n *api.Node) error
 	// DrainAtOnce bounds how many instances drains have under way. Default 10.
 	DrainAtOnce int
+	// Tell is told what happens to instances when their hosts are lost or drained; nil: nobody is.
+	Tell host.Teller
 }
 
 // All lists the controllers. To add one: write <name>.go and its line.
@@ -42,8 +44,8 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off}),
-		host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce})}
+	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off, Tell: d.Tell}),
+		host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce, Tell: d.Tell})}
 	all = append(all, workload.All(d.Clock)...)
 	if d.Members.Group != nil || d.Members.External {
 		all = append(all, host.NewMembers(d.Members))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"atoll/api"
@@ -118,6 +119,14 @@ func TestLostHost(t *testing.T) {
 	}
 	if a, in := w.assignment("local"), w.get("local"); a.Spec.Node != "h1" || in.Status.State != api.StateUnknown || a.Spec.Evict != nil {
 		t.Errorf("local: %+v %+v", a.Spec, in.Status)
+	}
+	w.settle() // nothing is told twice
+	slices.Sort(w.told)
+	if want := []string{"exclusive warning HostLost: its host h1 was lost",
+		"local warning HostLost: its host h1 is lost, and its volumes with it: it waits for the host to come back; 'atoll node remove h1 --force' gives it up",
+		"once warning HostLost: its host h1 was lost, and spec.restart is never",
+		"plain warning HostLost: its host h1 was lost"}; !slices.Equal(w.told, want) {
+		t.Errorf("told: %q", w.told)
 	}
 	if in := w.get("once"); in.Status.State != api.StateFailed || in.Status.Reason != api.ReasonHostLost {
 		t.Errorf("once: %+v", in.Status)

@@ -37,6 +37,8 @@ type FailoverDeps struct {
 	// Off switches a host off by its management controller and returns when it is off
 	// for certain; nil: that cannot be done here.
 	Off func(ctx context.Context, n *api.Node) error
+	// Tell is told what happens to instances, for people; nil: nobody is.
+	Tell Teller
 }
 
 const (
@@ -255,8 +257,14 @@ func (f *Failover) decide(ctx context.Context, s store.Store, lease *api.Lease, 
 	}
 	// The lease is checked: when the host has come back meanwhile, it speaks for itself.
 	ops = append(ops, store.Expect(api.RefOf(lease), lease.Revision))
-	if _, err := s.Commit(ctx, ops...); err != nil && !errors.Is(err, errs.NotFound) {
+	switch _, err := s.Commit(ctx, ops...); {
+	case errors.Is(err, errs.NotFound): // it is gone
+	case err != nil:
 		return fmt.Errorf("%s on the lost host %s: %w", api.RefOf(in), lease.Spec.Holder, err)
+	default:
+		if now, ok := ops[0].Object.(*api.Instance); ok && now.Status.Message != in.Status.Message {
+			f.Tell.of(in, "warning", api.ReasonHostLost, now.Status.Message)
+		}
 	}
 	return nil
 }
