@@ -97,15 +97,17 @@ func asDaemon() {
 		fmt.Println("lease", int64(end))
 	}
 	extend()
-	for _, a := range os.Args[1:] {
-		id, group, _ := strings.Cut(a, "=")
-		if err := f.Guard(context.Background(), id, []string{group}); err != nil {
-			fmt.Println("error", err)
-			os.Exit(1)
-		}
-	}
-	fmt.Println("ready")
 	go func() { _ = f.Run(context.Background()) }()
+	go func() { // the heart beats, too, while a watchdog starts on a busy machine
+		for _, a := range os.Args[1:] {
+			id, group, _ := strings.Cut(a, "=")
+			if err := f.Guard(context.Background(), id, []string{group}); err != nil {
+				fmt.Println("error", err)
+				os.Exit(1)
+			}
+		}
+		fmt.Println("ready")
+	}()
 	for range time.Tick(lease / 8) {
 		extend()
 	}
