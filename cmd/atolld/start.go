@@ -23,6 +23,7 @@ import (
 	"atoll/internal/clock"
 	"atoll/internal/errs"
 	"atoll/internal/join"
+	"atoll/internal/lease"
 	"atoll/internal/store"
 	"atoll/internal/store/etcdstore"
 	"atoll/internal/store/remote"
@@ -108,10 +109,12 @@ type daemon struct {
 	role  api.JoinRole
 	id    *join.Identity // nil: not known to anybody else yet
 	plane atomic.Pointer[plane]
-	node  *node                // nil where no instances run
-	works atomic.Pointer[node] // node, once it has its lease
-	rep   *replica.Replica     // what the agent needs of the pool, where others keep that
-	imgs  *images              // nil where no instances run
+	node  *node                           // nil where no instances run
+	beats atomic.Pointer[lease.Holder]    // where no instances run, once the lease is held
+	copy  atomic.Pointer[etcdstore.Store] // of a witness, while it keeps one
+	works atomic.Pointer[node]            // node, once it has its lease
+	rep   *replica.Replica                // what the agent needs of the pool, where others keep that
+	imgs  *images                         // nil where no instances run
 	up    *change.Changer
 	parts sync.WaitGroup // streams of this process's own agent
 }
@@ -202,6 +205,11 @@ func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return p.keepLevel(ctx) })
 	if h.role != api.RoleNode {
 		h.pulse(ctx, g, directory{where: p.endpoints, watched: p.st})
+		g.Go(func() error {
+			return h.up.Tell(ctx, func(ctx context.Context, st api.NodeIdentityStatus) (*api.Upgrade, error) {
+				return p.desk(p.fresh).Told(ctx, h.c.Node, st)
+			})
+		})
 		g.Go(func() error { return p.serve(ctx) })
 		return nil
 	}
@@ -230,6 +238,7 @@ func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membersh
 	if h.role != api.RoleNode {
 		g.Go(func() error { return h.takePart(ctx, rs, mem) })
 		h.pulse(ctx, g, told(rs))
+		h.tell(ctx, g, rs)
 		return nil
 	}
 	if h.imgs, err = openImages(ctx, h.c, h.clk, h.log); err != nil {
