@@ -13,6 +13,7 @@ import (
 
 	"atoll/api"
 	"atoll/cmd/atolld/change"
+	"atoll/cmd/atolld/images"
 	"atoll/internal/agent"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
@@ -48,7 +49,7 @@ type nodeDeps struct {
 	clk    clock.Clock
 	log    *slog.Logger
 	store  store.Store
-	imgs   *images
+	imgs   *images.Images
 	id     *join.Identity
 	plane  func() *plane
 	remote *remote.Store // what is below store; nil where the state is in this process

@@ -261,8 +261,8 @@ func (p *plane) keepLevel(ctx context.Context) error {
 }
 
 // bootstrap makes what every pool begins with.
-func (p *plane) bootstrap(ctx context.Context, imgs *images, role api.JoinRole) error {
-	if err := bootstrap(ctx, p.st, p.clk, imgs); err != nil {
+func (p *plane) bootstrap(ctx context.Context, role api.JoinRole) error {
+	if err := bootstrap(ctx, p.st, p.clk); err != nil {
 		return err
 	}
 	if err := knowSelf(ctx, p.st, p.clk, p.c, role); err != nil {
