@@ -26,6 +26,7 @@ var floors = map[string]int{
 	"internal/errs":    0,
 	"internal/clock":   0,
 	"internal/near":    0,
+	"internal/release": 0,
 	"api":              1,
 	"internal/explain": 2, // what kinds say of themselves
 	"web":              1,
@@ -61,6 +62,7 @@ var floors = map[string]int{
 	"internal/reconcile": 20,
 	"internal/lease":     20,
 	"internal/join":      20, // a host's key, certificate and renewal
+	"internal/stage":     20, // versions of the programs on a host
 	"internal/fence":     20,
 	"internal/fence/…":   20,
 	"internal/plan":      25, // asks sched, policies and admission what would be
@@ -94,6 +96,8 @@ var floors = map[string]int{
 	// 5 assembly
 	"cmd/atolld/builtin": 45, // also what benches decide by
 	"cmd/atolld/twin":    46, // atolld sim
+	"cmd/atolld/change":  46, // upgrades of one host
+	"cmd/atolld/images":  46, // the image store, for the agent
 	"test/rig":           47, // pools for tests and benches
 	"test/lab":           48, // pools of several hosts
 	"bench/lib":          49,

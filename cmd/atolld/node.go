@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"atoll/api"
+	"atoll/cmd/atolld/change"
+	"atoll/cmd/atolld/images"
 	"atoll/internal/agent"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
@@ -47,10 +49,11 @@ type nodeDeps struct {
 	clk    clock.Clock
 	log    *slog.Logger
 	store  store.Store
-	imgs   *images
+	imgs   *images.Images
 	id     *join.Identity
 	plane  func() *plane
 	remote *remote.Store // what is below store; nil where the state is in this process
+	up     *change.Changer
 }
 
 func newNode(d nodeDeps) (*node, error) {
@@ -68,7 +71,7 @@ func newNode(d nodeDeps) (*node, error) {
 	}
 	n.rec = reconcile.NewRecorder(n.st, d.clk, d.log, "agent/"+d.c.Node)
 	n.agent = agent.New(agent.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.runtimes, Network: dv.network, Storage: dv.storage,
-		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c).read, Lease: n.holder, Guard: n.warden})
+		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.Status).read, Lease: n.holder, Guard: n.warden})
 	n.connect(n.agent.Handle)
 	return n, nil
 }

@@ -17,10 +17,13 @@ import (
 
 	"atoll/api"
 	"atoll/cmd/atolld/builtin"
+	"atoll/cmd/atolld/images"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/driver"
 	"atoll/internal/errs"
+	"atoll/internal/image/registry"
+	"atoll/internal/release"
 	"atoll/internal/server"
 	"atoll/internal/store"
 	"atoll/internal/store/etcdstore"
@@ -172,8 +175,16 @@ func etcdTLS(c config) (*tls.Config, error) {
 }
 
 // bootstrap makes what every pool has: the roles and ranks that come with Atoll.
-func bootstrap(ctx context.Context, s store.Store, clk clock.Clock, imgs *images) error {
-	var objs []api.Object
+func bootstrap(ctx context.Context, s store.Store, clk clock.Clock) error {
+	roles, _, err := s.List(ctx, api.Selector{Kind: api.KindRole, Limit: 1})
+	if err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	level := release.Number() // a new pool has no older hosts
+	if len(roles) > 0 {
+		level = release.First // it is older than levels
+	}
+	objs := []api.Object{&api.Pool{Head: api.Head{K: api.KindPool, Meta: api.Meta{Name: api.PoolName}}, Spec: api.PoolSpec{Level: level, Since: clk.Now().UTC()}}}
 	for _, r := range auth.BuiltinRoles() {
 		objs = append(objs, r)
 	}
@@ -267,4 +278,10 @@ func newLogger(c config) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(os.Stderr, opt)), nil
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, opt)), nil
+}
+
+// imagesConfig is what the image store is told of the settings.
+func imagesConfig(c config) images.Config {
+	return images.Config{Node: c.Node, State: c.State, Busybox: c.Busybox, UID: newUID,
+		Registry: registry.Options{AuthFile: c.Registry.AuthFile, Mirrors: c.Registry.Mirrors, CAFiles: c.Registry.CAFiles, Insecure: c.Registry.Insecure}}
 }

@@ -96,6 +96,11 @@ func (s *Server) serve(rt *Route) http.Handler {
 		start := s.Clock.Now()
 		inflight.Add(1)
 		defer inflight.Add(-1)
+		if stop, ok := r.Context().Value(stopKey{}).(context.Context); ok && (rt.Long || isTrue(r.URL.Query().Get("watch"))) {
+			ctx, cancel := context.WithCancel(r.Context())
+			defer context.AfterFunc(stop, cancel)()
+			r = r.WithContext(ctx)
+		}
 		c := &call{Server: s, w: &recorder{ResponseWriter: w}, r: r, route: rt, ref: api.Ref{Kind: rt.kind()}}
 		err := c.run()
 		if err != nil {
@@ -139,6 +144,11 @@ func (c *call) run() (err error) {
 	}
 	if err := c.gate(); err != nil {
 		return err
+	}
+	if c.route.ID != toldVersion {
+		if err := c.Upgrades.Admit(c.id, c.r); err != nil {
+			return err
+		}
 	}
 	c.begun = true
 	return c.route.handle(c)

@@ -274,6 +274,13 @@ func TestWitnessMayNothing(t *testing.T) {
 	f.do(who, "GET", "/v1/members", "").problem(errs.Denied)
 	f.do(who, "POST", "/v1/members/isle1/part", "{}").problem(errs.Denied)
 	f.do(who, "GET", "/v1/endpoints", "").want(200)
+	// It tells its own version only, and nobody tells it for it; here, upgrades are not on offer.
+	tell := "/v1/nodeidentities/vote1/version"
+	f.do(who, "POST", "/v1/nodeidentities/isle1/version", "{}").problem(errs.Denied)
+	f.do(root(), "POST", tell, `{"version":"v1"}`).problem(errs.Denied)
+	f.do(who, "POST", tell, `{"version":"../x"}`).problem(errs.Invalid)
+	f.do(who, "POST", tell, `{"version":"v1","release":-1}`).problem(errs.Invalid)
+	f.do(who, "POST", tell, `{"version":"v1","release":1}`).problem(errs.Unsupported)
 	// It leaves although it is no node.
 	f.do(root(), "DELETE", "/v1/nodes/vote1", "").want(200)
 	if f.known("vote1", m) == nil {
