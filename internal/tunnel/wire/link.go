@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"atoll/internal/clock"
@@ -133,6 +134,11 @@ func (l *Link) adjust(ctx context.Context, wg *sync.WaitGroup) {
 	}
 }
 
+// refusedMax is the longest pause, before jitter, while a server's host says that nobody
+// listens: it is about to begin, and whoever asks it for this node then waits tunnel.Hub's
+// Patience, no longer.
+const refusedMax = time.Second
+
 // hold keeps the connection to one server.
 func (l *Link) hold(ctx context.Context, p *peer) {
 	pause := l.cfg.RetryMin
@@ -150,6 +156,9 @@ func (l *Link) hold(ctx context.Context, p *peer) {
 		case errs.KindOf(err) == errs.Unavailable || errs.KindOf(err) == errs.Timeout:
 			wait = pause
 			pause = min(pause*2, l.cfg.RetryMax)
+			if errors.Is(err, syscall.ECONNREFUSED) {
+				pause = min(pause, refusedMax)
+			}
 		} // else a server that does not want this node: asking often does not change that
 		if l.cfg.Clock.Sleep(ctx, l.jitter(wait)) != nil {
 			return
