@@ -61,6 +61,7 @@ var floors = map[string]int{
 	"internal/reconcile": 20,
 	"internal/lease":     20,
 	"internal/join":      20, // a host's key, certificate and renewal
+	"internal/join/…":    20, // what becomes of a pool that comes with its host
 	"internal/fence":     20,
 	"internal/fence/…":   20,
 	"internal/plan":      25, // asks sched, policies and admission what would be
