@@ -110,7 +110,8 @@ func (m *maker) clash(field, value, rule, example string) {
 // hosts: one, of a name that is free, with addresses as they are here.
 func (m *maker) hosts() {
 	for _, o := range m.old.Objects {
-		if n, ok := o.(*api.Node); ok && n.Name != m.old.Node {
+		n := o.Metadata()
+		if k := o.ObjectKind(); (k == api.KindNode || k == api.KindNodeIdentity) && n.Name != m.old.Node {
 			m.clash("node", n.Name, "must not be in the old pool: it may have one host only, as the others would be left behind. Empty it and take it out there", "atoll drain "+n.Name+", atoll node remove "+n.Name)
 		}
 	}

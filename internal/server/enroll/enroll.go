@@ -242,7 +242,10 @@ func (d *Desk) admit(ctx context.Context, a arrival) (*api.NodeIdentity, error) 
 		return nil, err
 	}
 	role := p.token.Spec.EffectiveRole()
-	if p.id != nil && p.id.Spec.Revoked == "" && p.id.Spec.KeyHash == a.key && p.id.Spec.Role == role && a.with == nil {
+	if p.id != nil && p.id.Spec.Revoked == "" && p.id.Spec.KeyHash == a.key && p.id.Spec.Role == role {
+		if a.with != nil {
+			return nil, errRace // it came meanwhile
+		}
 		return p.id, nil // it is in already: the answer was lost, or it asks once more
 	}
 	if err := d.mayTake(a, p); err != nil {
