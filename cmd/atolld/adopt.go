@@ -17,6 +17,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"golang.org/x/term"
+
 	"atoll/api"
 	"atoll/internal/clock"
 	"atoll/internal/driver"
@@ -32,6 +34,15 @@ func adoptHost(ctx context.Context, c config, o joining) error {
 	if os.Geteuid() != 0 {
 		return errs.New(errs.Denied, "atolld join --adopt needs root: it changes what drivers know of instances").WithHint("sudo atolld join …")
 	}
+	unlock, err := prepareDirs(c)
+	if err != nil {
+		var e *errs.Error
+		if errors.As(err, &e) && e.Kind == errs.Conflict {
+			return e.WithHint("stop it first: systemctl stop atolld; instances run on")
+		}
+		return err
+	}
+	defer unlock()
 	m, err := join.Moving(c.State)
 	if err != nil {
 		return err
@@ -46,11 +57,6 @@ func adoptHost(ctx context.Context, c config, o joining) error {
 	} else if m.Tenant != o.adopt {
 		return errs.New(errs.Conflict, "this host is on its way into %s already", m.Tenant).WithHint("finish that first: atolld join %s --adopt %s", o.urls, m.Tenant)
 	}
-	unlock, err := prepareDirs(c)
-	if err != nil {
-		return fmt.Errorf("%w; stop it first, instances run on: systemctl stop atolld", err)
-	}
-	defer unlock()
 	var own *ownPool
 	if _, err := os.Lstat(filepath.Join(c.State, "etcd")); err == nil { // else it was put away already
 		if own, err = readOwn(ctx, c); err != nil {
@@ -292,8 +298,7 @@ func quietDrivers(c config) (driverSet, error) {
 }
 
 func agreed() bool {
-	st, err := os.Stdin.Stat()
-	if err != nil || st.Mode()&os.ModeCharDevice == 0 {
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
 		return true
 	}
 	fmt.Fprint(os.Stderr, "\nGo on? [y/N] ")
