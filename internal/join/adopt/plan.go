@@ -41,6 +41,7 @@ type View struct {
 	Ledgers map[string]*api.Ledger // of the tenant it comes into and those that one is in
 	Classes map[string]*api.PriorityClass
 	Fixed   map[string]string // addresses that instances insist on, and which do
+	UIDs    map[string]string // the part of an instance's UID by which hosts know it (Known), and whose it is
 	Subnet  string
 	Grants  []string // dangerous rights that what comes may use
 	Taken   string   // why the host cannot have its name; "": it can
@@ -64,6 +65,9 @@ func Kinds() []api.Kind {
 	return []api.Kind{api.KindTenant, api.KindImage, api.KindInstance, api.KindAssignment, api.KindDeployment, api.KindRevision, api.KindJob, api.KindCronJob, api.KindDisruptionBudget, api.KindEvent}
 }
 
+// Known is the part of an instance's UID by which a host knows what runs there.
+func Known(uid string) string { return uid[:min(len(uid), 15)] }
+
 // maker is a plan in the making.
 type maker struct {
 	Plan
@@ -71,11 +75,12 @@ type maker struct {
 	view View
 	tops []*api.Tenant          // of the old pool, those in no other one
 	own  map[string]*api.Tenant // all of the old pool
+	uids map[string]bool
 }
 
 // Make makes the plan.
 func Make(tenant string, old Old, v View) Plan {
-	m := &maker{old: old, view: v, own: map[string]*api.Tenant{}}
+	m := &maker{old: old, view: v, own: map[string]*api.Tenant{}, uids: map[string]bool{}}
 	m.Node, m.Tenant, m.Tenants = old.As, tenant, map[string]string{}
 	m.Clashes = slices.Clone(old.Unread)
 	for _, o := range old.Objects {
@@ -344,10 +349,11 @@ func (m *maker) translate(o api.Object) api.Object {
 	m.refs(reflect.ValueOf(o))
 	switch o := o.(type) {
 	case *api.Instance:
-		if o.Status.Node == m.old.Node {
+		if o.Status.Node != "" { // no other host is to look at it
 			o.Status.Node = m.old.As
 		}
 		m.fixed(was, o)
+		m.identity(was, o)
 	case *api.Assignment:
 		switch o.Spec.Node {
 		case "":
@@ -364,6 +370,18 @@ func (m *maker) translate(o api.Object) api.Object {
 		}
 	}
 	return o
+}
+
+// identity: a host must not take one instance for another.
+func (m *maker) identity(was string, in *api.Instance) {
+	at, known := "instance "+was+": metadata.uid", Known(in.UID)
+	switch b, err := hex.DecodeString(in.UID); {
+	case err != nil || len(b) != 16 || strings.ToLower(in.UID) != in.UID:
+		m.clash(at, in.UID[:min(len(in.UID), 40)], "must be as a pool makes it, 32 hexadecimal digits: make the instance anew", "")
+	case m.uids[known] || m.view.UIDs[known] != "":
+		m.clash(at, in.UID, "must be unlike that of another instance, "+cmp.Or(m.view.UIDs[known], "which comes, too")+": make one of the two anew", "")
+	}
+	m.uids[known] = true
 }
 
 func (m *maker) fixed(was string, in *api.Instance) {
@@ -397,6 +415,9 @@ func (m *maker) refs(v reflect.Value) {
 			}
 			if p.Kind == api.KindNode && p.Name == m.old.Node {
 				p.Name = m.old.As
+			}
+			if p.Tenant != "" && p.Tenant != api.SharedTenant && m.Tenants[p.Tenant] == "" {
+				m.clash("reference", p.String(), "must be to something in the tenants that come", "")
 			}
 			p.Tenant = cmp.Or(m.Tenants[p.Tenant], p.Tenant)
 			return

@@ -195,7 +195,7 @@ func (d *Desk) adopted(ctx context.Context, plan adopt.Plan, id *api.NodeIdentit
 // view reads what the plan is made on.
 func (d *Desk) view(ctx context.Context, a *adoption, p present) (adopt.View, error) {
 	v := adopt.View{Tenants: map[string]*api.Tenant{}, Ledgers: map[string]*api.Ledger{}, Classes: map[string]*api.PriorityClass{}, Fixed: map[string]string{},
-		Subnet: d.Pool.Subnet, Grants: p.token.Spec.Grants}
+		UIDs: map[string]string{}, Subnet: d.Pool.Subnet, Grants: p.token.Spec.Grants}
 	tenants, _, err := store.List[*api.Tenant](ctx, d.Store, api.Selector{Kind: api.KindTenant})
 	if err != nil {
 		return v, fmt.Errorf("list tenants: %w", err)
@@ -224,6 +224,7 @@ func (d *Desk) view(ctx context.Context, a *adoption, p present) (adopt.View, er
 		return v, fmt.Errorf("list instances: %w", err)
 	}
 	for _, in := range instances {
+		v.UIDs[adopt.Known(in.UID)] = in.Tenant + "/" + in.Name
 		for _, n := range in.Spec.Networks {
 			if n.Address != "" {
 				v.Fixed[n.Address] = in.Tenant + "/" + in.Name
