@@ -103,7 +103,7 @@ func Moving(dir string) (*Move, error) {
 	}
 	defer f.Close()
 	m := &Move{}
-	if err := json.NewDecoder(f).Decode(m); err != nil || m.Tenant == "" || m.Aside == "" || m.Aside != filepath.Base(m.Aside) || m.Answer != nil && m.Plan == nil {
+	if err := json.NewDecoder(f).Decode(m); err != nil || m.Tenant == "" || m.Aside == "" || !filepath.IsLocal(m.Aside) || m.Aside == "." || m.Aside != filepath.Base(m.Aside) || m.Answer != nil && m.Plan == nil {
 		return nil, errs.New(errs.Invalid, "%s cannot be read", moveFile(dir)).WithHint("if the pool does not know this host (atoll get nodes there), remove the file; else ask it to forget the host: atoll node remove NAME --force")
 	}
 	return m, nil

@@ -50,7 +50,7 @@ func TestAdopt(t *testing.T) {
 		name string
 		run  func(t *testing.T)
 	}{
-		{"TwoPools", p.pools}, {"ClashChangesNothing", p.clash}, {"DryRun", p.dryRun}, {"KilledAndRepeated", p.join}, {"RunsOn", p.runsOn}, {"IsThePools", p.belongs}, {"Leaves", p.leave},
+		{"TwoPools", p.pools}, {"ClashChangesNothing", p.clash}, {"DryRun", p.dryRun}, {"KilledAndRepeated", p.join}, {"RunsOn", p.runsOn}, {"NamesakeIsApart", p.apart}, {"IsThePools", p.belongs}, {"Leaves", p.leave},
 	} {
 		began := time.Now()
 		if !t.Run(part.name, part.run) {
@@ -290,6 +290,29 @@ func (p *adopting) runsOn(t *testing.T) {
 		t.Fatalf("%v, not %v", now, want)
 	}
 	p.served(t)
+}
+
+// apart: a tenant of the pool that is called as an adopted one was is another tenant.
+func (p *adopting) apart(t *testing.T) {
+	p.on(t, p.first, "tenant", "create", "acme")
+	p.on(t, p.first, "run", "-d", "--tenant", "acme", "--name", "other", "--node", "isle2", "busybox", "sleep", "100000")
+	addr := p.address(t, "web")
+	if out, err := p.first.Do("exec", "--tenant", "acme", "other", "sh", "-c", fetchLine(addr, 80)+"; echo tried"); err != nil || !strings.Contains(out, "tried") || strings.Contains(out, "kept") {
+		t.Fatalf("it reaches what is not its own: %s %v", out, err)
+	}
+	out := p.on(t, p.first, "exec", "--tenant", "east/acme", "web", "sh", "-c", fetchLine(addr, 80))
+	if !strings.HasSuffix(out, "\nkept\n") {
+		t.Fatalf("the address is wrong: %s", out)
+	}
+	p.on(t, p.first, "delete", "instance/other", "--tenant", "acme")
+	eventually(t, "acme goes", func() (bool, string) {
+		_, err := p.first.Do("tenant", "delete", "acme")
+		return err == nil, fmt.Sprint(err)
+	})
+	pid := p.pidsOn(t, p.first)["east/acme/web"]
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)); err != nil || pid != p.pids["acme/web"] || !strings.Contains(string(b), p.second.Group+"/acme.t/") {
+		t.Fatalf("web was moved: %d %s %v", pid, b, err)
+	}
 }
 
 func (p *adopting) belongs(t *testing.T) {
