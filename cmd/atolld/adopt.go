@@ -227,7 +227,7 @@ func askFor(ctx context.Context, c config, o joining, own *ownPool, m *join.Move
 		return nil, err
 	}
 	if len(ans.Plan.Clashes) > 0 {
-		return nil, errs.InvalidFields("nothing was changed: adopt", ans.Plan.Clashes)
+		return nil, inTheWay(ans.Plan.Clashes)
 	}
 	if o.dryRun {
 		return nil, nil //nolint:nilnil // as was asked for
@@ -248,7 +248,10 @@ func askFor(ctx context.Context, c config, o joining, own *ownPool, m *join.Move
 	}
 	ans, err = join.Adopt(ctx, joinDeps(), req, own.Own, o.adopt, false)
 	if err == nil && len(ans.Plan.Clashes) > 0 {
-		err = errs.InvalidFields("nothing was changed: adopt", ans.Plan.Clashes)
+		err = inTheWay(ans.Plan.Clashes)
+		for _, f := range ans.Plan.Clashes { // they came after the plan was shown
+			fmt.Fprintln(os.Stderr, f)
+		}
 	}
 	if err != nil {
 		if known(err) {
@@ -258,6 +261,10 @@ func askFor(ctx context.Context, c config, o joining, own *ownPool, m *join.Move
 	}
 	m.Plan, m.Answer = &ans.Plan, ans.Join
 	return m, m.Save(c.State)
+}
+
+func inTheWay(clashes []errs.Field) error {
+	return errs.New(errs.Conflict, "%d of what is in the way must be changed first; nothing was changed", len(clashes)).WithHint("change it, here or in the pool, and repeat the command; this host's pool goes on with: atolld up")
 }
 
 // known reports whether an error says for certain that the pool has not taken the host.
@@ -436,10 +443,22 @@ func showPlan(w io.Writer, o joining, p *api.AdoptPlan) error {
 		fmt.Fprintf(t, "%s\t%d\t\n", strings.ToLower(string(k)), more[k])
 	}
 	if len(p.Left) > 0 {
-		fmt.Fprintf(t, "\t\t\nSTAYS BEHIND\tNAME\tWHY\n")
+		if err := t.Flush(); err != nil {
+			return err
+		}
+		fmt.Fprintf(t, "\nSTAYS BEHIND\tNAME\tWHY\n")
 	}
 	for _, l := range p.Left {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", strings.ToLower(string(l.Kind)), l.Name, l.Why)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if len(p.Clashes) > 0 {
+		fmt.Fprintln(w, "\nIN THE WAY")
+	}
+	for _, f := range p.Clashes {
+		fmt.Fprintf(w, "  %s\n", f)
+	}
+	return nil
 }

@@ -113,13 +113,14 @@ func (p *adopting) pools(t *testing.T) {
 		{"tenant", "create", "demo"}, {"tenant", "create", "acme", "--guarantee", "memory=32Mi"}, {"tenant", "create", "acme/lab"},
 		{"run", "-d", "--tenant", "acme", "--name", "web", "-p", "18080:80", "-v", "data:/data", "--memory", "64Mi", "busybox", "sh", "-c", "echo began $$; echo kept >/data/file; httpd -f -p 80 -h /data"},
 		{"run", "-d", "--tenant", "acme/lab", "--name", "inner", "busybox", "sleep", "100000"},
+		{"create", "deployment", "api", "--tenant", "acme/lab", "--image", "busybox", "--replicas", "2", "--", "sleep", "100000"},
 		{"run", "-d", "--name", "worker", "--network", "none", "busybox", "sh", "-c", "echo hello from before; exec sleep 100000"},
 	} {
 		p.on(t, p.second, args...)
 	}
-	eventually(t, "three run", func() (bool, string) {
+	eventually(t, "five run", func() (bool, string) {
 		p.pids = p.pidsOn(t, p.second)
-		return len(p.pids) == 3, fmt.Sprint(p.pids)
+		return len(p.pids) == 5, fmt.Sprint(p.pids)
 	})
 	p.served(t)
 }
@@ -217,36 +218,78 @@ func (p *adopting) dryRun(t *testing.T) {
 	}
 }
 
-// join kills the command again and again, each time a little later, until it has come
-// to its end.
+// join kills the command as soon as each of its steps shows, and repeats it until it has
+// come to its end.
 func (p *adopting) join(t *testing.T) {
-	kills, blocked := 0, 0
-	for wait := 100 * time.Millisecond; ; wait += 150 * time.Millisecond {
+	state := func(parts ...string) string { return filepath.Join(append([]string{p.second.State}, parts...)...) }
+	noted := func(what string) func() bool {
+		return func() bool {
+			b, err := os.ReadFile(state("adopt.json"))
+			return err == nil && strings.Contains(string(b), what)
+		}
+	}
+	holds := func(pattern, what string) func() bool {
+		return func() bool {
+			files, _ := filepath.Glob(pattern)
+			for _, f := range files {
+				if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), what) {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	there := func(path string) func() bool { return func() bool { _, err := os.Lstat(path); return err == nil } }
+	caught := []string{}
+	for _, step := range []struct {
+		name string
+		seen func() bool
+	}{
+		{"backup", there(state("before-join.atoll"))}, {"asked", noted(`"aside"`)}, {"answered", noted(`"answer"`)},
+		{"first record", holds(state("container", "i", "*", "record.json"), `"east/`)}, {"aside", there(state("before-join", "pki"))},
+		{"authority aside", there(state("before-join", "pki", "ca.key"))}, {"state aside", there(state("before-join", "etcd"))}, {"identity", holds(state("join.json"), `"isle2"`)},
+	} {
+		if step.seen() {
+			continue // an earlier kill was late
+		}
 		cmd := p.command(t, "east")
-		var out strings.Builder
-		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(wait, func() { _ = cmd.Process.Kill() })
-		err := cmd.Wait()
-		timer.Stop()
-		if err == nil {
-			t.Logf("killed %d times, %d times on its way\n%s", kills, blocked, out.String())
-			break
+		ended := make(chan struct{})
+		go func() { _ = cmd.Wait(); close(ended) }()
+	watch:
+		for {
+			select {
+			case <-ended:
+				break watch
+			default:
+				if step.seen() {
+					_ = cmd.Process.Kill()
+					caught = append(caught, step.name)
+					<-ended
+					break watch
+				}
+			}
 		}
-		if st, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !st.Signaled() {
-			t.Fatalf("%v\n%s", err, out.String())
-		}
-		if kills++; kills > 100 {
-			t.Fatal("it never came to an end")
-		}
-		if _, err := os.Stat(filepath.Join(p.second.State, "adopt.json")); err == nil {
-			blocked++
+		if _, err := os.Stat(state("adopt.json")); err == nil {
 			up := p.second.Exec(filepath.Join(p.Bin, "atolld"), "up", "--config", "/dev/null", "--node", p.second.Name, "--state", p.second.State, "--run", p.second.Run, "--group", p.second.Group)
 			if out, err := up.CombinedOutput(); err == nil || !strings.Contains(string(out), "on its way") {
 				t.Fatalf("its old pool goes on: %v\n%s", err, out)
 			}
+		}
+	}
+	t.Logf("killed at: %s", strings.Join(caught, ", "))
+	if len(caught) < 3 {
+		t.Errorf("it was killed at %v only", caught)
+	}
+	if _, err := os.Stat(state("before-join", "etcd")); err != nil {
+		if out, err := p.command(t, "east").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	} else if _, err := os.Stat(state("adopt.json")); err == nil {
+		if out, err := p.command(t, "east").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
 		}
 	}
 	out, err := p.command(t, "east").CombinedOutput()
@@ -328,7 +371,7 @@ func (p *adopting) belongs(t *testing.T) {
 		t.Fatal(err)
 	}
 	led, err := store.Get[*api.Ledger](t.Context(), c, api.Ref{Kind: api.KindLedger, Tenant: "east", Name: api.LedgerName})
-	if err != nil || led.Spec.Requested[api.Instances] != 3 || led.Spec.Promised[api.Memory] != 32<<20 {
+	if err != nil || led.Spec.Requested[api.Instances] != 5 || led.Spec.Promised[api.Memory] != 32<<20 {
 		t.Fatalf("%+v %v", led, err)
 	}
 	eventually(t, "usage of what came counts", func() (bool, string) {
@@ -363,6 +406,7 @@ func (p *adopting) address(t *testing.T, name string) string {
 }
 
 func (p *adopting) leave(t *testing.T) {
+	p.on(t, p.first, "delete", "deployment/api", "--tenant", "east/acme/lab")
 	for _, ref := range [][2]string{{"east/acme", "web"}, {"east/acme", "new"}, {"east/acme/lab", "inner"}, {"east/demo", "worker"}} {
 		p.on(t, p.first, "delete", "instance/"+ref[1], "--tenant", ref[0])
 	}
