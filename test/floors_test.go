@@ -95,6 +95,7 @@ var floors = map[string]int{
 	// 5 assembly
 	"cmd/atolld/builtin": 45, // also what benches decide by
 	"cmd/atolld/twin":    46, // atolld sim
+	"cmd/atolld/adopt":   46, // atolld join --adopt
 	"test/rig":           47, // pools for tests and benches
 	"test/lab":           48, // pools of several hosts
 	"bench/lib":          49,

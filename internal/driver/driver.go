@@ -214,7 +214,7 @@ type Grouper interface {
 // runs on.
 type Renamer interface {
 	// Rename maps old paths of tenants to new ones; no old one is a new one, too. Called
-	// again it finishes what a call before began.
+	// again it finishes what a call before began. Nothing else is called meanwhile.
 	Rename(ctx context.Context, tenants map[string]string) error
 }
 

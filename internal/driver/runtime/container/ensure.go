@@ -37,7 +37,11 @@ func (r *Runtime) Ensure(ctx context.Context, s driver.Spec) (driver.Observed, e
 		return r.converge(e, s, o, rec)
 	}
 	if found {
-		if err := r.clear(ctx, e, s.ID, groupOf(rec, s)); err != nil {
+		group := s.Cgroup.Path
+		if rec != nil {
+			group = rec.Cgroup // the tenant may have been called otherwise
+		}
+		if err := r.clear(ctx, e, s.ID, group); err != nil {
 			return driver.Observed{}, fmt.Errorf("clear the last run of %s: %w", s.ID, err)
 		}
 	}
@@ -49,14 +53,6 @@ func (r *Runtime) Ensure(ctx context.Context, s driver.Spec) (driver.Observed, e
 		return driver.Observed{}, fmt.Errorf("prepare %s: %w", s.ID, err)
 	}
 	return o, nil
-}
-
-// groupOf is the resource group of the last run: its tenant may have been called otherwise.
-func groupOf(rec *record, s driver.Spec) string {
-	if rec != nil && rec.Cgroup != "" {
-		return rec.Cgroup
-	}
-	return s.Cgroup.Path
 }
 
 // undo cleans up after a preparation that failed; what an earlier run wrote stays.
@@ -105,7 +101,7 @@ func (r *Runtime) check(e *environment, s driver.Spec) error {
 
 // converge applies the spec to an instance that lives already.
 func (r *Runtime) converge(e *environment, s driver.Spec, o driver.Observed, rec *record) (driver.Observed, error) {
-	warnings, err := e.groups.Ensure(groupOf(rec, s), r.limits(e, s))
+	warnings, err := e.groups.Ensure(rec.Cgroup, r.limits(e, s))
 	if err != nil {
 		return driver.Observed{}, fmt.Errorf("limits of %s: %w", s.ID, err)
 	}

@@ -73,42 +73,12 @@ func (r *Runtime) save(rec *record) error {
 	return nil
 }
 
-// Rename notes what the tenants of instances are called from now on. Nothing else is kept
-// by these names: processes stay in the resource groups that they are in, which the record
-// names, until they are started anew.
-func (r *Runtime) Rename(ctx context.Context, tenants map[string]string) error {
-	ids, err := r.ids()
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // nothing ever ran here
-	}
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		if err := r.rename(ctx, id, tenants); err != nil {
-			return fmt.Errorf("tenant of %s: %w", id, err)
-		}
-	}
-	return nil
-}
-
-func (r *Runtime) rename(ctx context.Context, id string, tenants map[string]string) error {
-	unlock, err := r.keys.lock(ctx, id)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	rec, err := r.load(id)
-	if err != nil {
-		return nil //nolint:nilerr // damaged or half removed; whoever observes it removes it
-	}
-	to, ok := tenants[rec.Ref.Tenant]
-	if !ok {
-		return nil
-	}
-	changed := *rec
-	changed.Ref.Tenant = to
-	return r.save(&changed)
+// Rename notes new names of tenants; processes stay in the resource groups that records name.
+func (r *Runtime) Rename(_ context.Context, tenants map[string]string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.records)
+	return driver.RenameRecords(r.state("i", "*", "record.json"), tenants)
 }
 
 // look finds out what there is of an instance. found is false when nothing is.

@@ -1,4 +1,9 @@
-package main
+// Package adopt brings this host into another pool with what it runs: atolld join --adopt.
+// It reads the host's own pool from its files, asks the other pool for a plan and to take
+// the host, tells the drivers what tenants are called from then on, and puts the old pool
+// away. It runs in the place of the daemon, whose lock the caller holds, and starts nothing.
+// Every step may be the last; called again, it goes on.
+package adopt
 
 import (
 	"bufio"
@@ -20,96 +25,118 @@ import (
 	"golang.org/x/term"
 
 	"atoll/api"
-	"atoll/internal/clock"
 	"atoll/internal/driver"
 	"atoll/internal/errs"
+	"atoll/internal/image"
 	"atoll/internal/join"
 	"atoll/internal/store"
 	"atoll/internal/store/etcdstore"
 )
 
-// adoptHost brings this host into another pool with what it runs. Up to the moment in
-// which that pool takes it nothing has changed; from then on every step may be repeated.
-func adoptHost(ctx context.Context, c config, o joining) error {
-	if os.Geteuid() != 0 {
-		return errs.New(errs.Denied, "atolld join --adopt needs root: it changes what drivers know of instances").WithHint("sudo atolld join …")
-	}
-	unlock, err := prepareDirs(c)
-	if err != nil {
-		var e *errs.Error
-		if errors.As(err, &e) && e.Kind == errs.Conflict {
-			return e.WithHint("stop it first: systemctl stop atolld; instances run on")
-		}
-		return err
-	}
-	defer unlock()
-	m, err := join.Moving(c.State)
+// Host is this host, as the daemon would open it.
+type Host struct {
+	State   string
+	Node    string // the name it is to have
+	Named   bool   // whoever types has said so; else it keeps the one it has
+	Subnet  string
+	Version string
+	Open    func(ctx context.Context, member string) (Store, error) // the pool's state, by the name of its member
+	Drivers func() (Drivers, error)
+	Images  func(ctx context.Context) (*image.Store, error)
+	Deps    join.Deps
+}
+
+// Store is the state of the host's own pool.
+type Store interface {
+	store.Store
+	Close() error
+}
+
+// Drivers are what its instances are run by.
+type Drivers struct {
+	Runtimes map[string]driver.Runtime
+	Network  driver.Network
+	Storage  driver.Storage
+}
+
+// Options are what was typed.
+type Options struct {
+	URLs           []string
+	Token, Address string
+	Into           string // tenant
+	Output         string // "" or json
+	DryRun, Yes    bool
+}
+
+// Run does it. Up to the moment in which the other pool takes the host nothing has
+// changed; from then on every step may be repeated.
+func Run(ctx context.Context, h Host, o Options) error {
+	m, err := join.Moving(h.State)
 	if err != nil {
 		return err
 	}
 	if m == nil {
-		if err := mayMove(c); err != nil {
-			if arrived(c, o) {
+		if err := h.mayMove(); err != nil {
+			if h.arrived(o) {
 				return nil
 			}
 			return err
 		}
-	} else if m.Tenant != o.adopt {
-		return errs.New(errs.Conflict, "this host is on its way into %s already", m.Tenant).WithHint("finish that first: atolld join %s --adopt %s", o.urls, m.Tenant)
+	} else if m.Tenant != o.Into {
+		return errs.New(errs.Conflict, "this host is on its way into %s already", m.Tenant).WithHint("finish that first: atolld join URL --adopt %s", m.Tenant)
 	}
 	var own *ownPool
-	if _, err := os.Lstat(filepath.Join(c.State, "etcd")); err == nil { // else it was put away already
-		if own, err = readOwn(ctx, c); err != nil {
+	if _, err := os.Lstat(h.etcd()); err == nil { // else it was put away already
+		if own, err = h.readOwn(ctx); err != nil {
 			return err
 		}
 		switch {
 		case m != nil:
-			c.Node = m.Node
-		case c.Node == defaults().Node: // not said otherwise
-			c.Node = own.Node
+			h.Node = m.Node
+		case !h.Named:
+			h.Node = own.Node
 		}
 	}
 	if m == nil || m.Answer == nil {
-		if m, err = askFor(ctx, c, o, own, m); m == nil || err != nil {
+		if m, err = h.ask(ctx, o, own, m); m == nil || err != nil {
 			return err
 		}
 	}
 	if own != nil {
-		if err := renameAll(ctx, c, own, m.Plan); err != nil {
+		if err := h.rename(ctx, own, m.Plan); err != nil {
 			return err
 		}
 	}
-	id, err := m.Leave(c.State, joinDeps())
+	id, err := m.Leave(h.State, h.Deps)
 	if err != nil {
 		return err
 	}
 	w := os.Stdout
-	if o.output == "json" {
+	if o.Output == "json" {
 		w = os.Stderr
 	}
 	fmt.Fprintf(w, "\n%s joined the pool with what it runs, in %s; servers: %s\nThe pool it had is kept: %s (a backup), %s (its files).\nIt takes part with: atolld up\n",
-		id.Node(), m.Tenant, strings.Join(id.Endpoints(), " "), filepath.Join(c.State, backupBefore), filepath.Join(c.State, m.Aside))
+		id.Node(), m.Tenant, strings.Join(id.Endpoints(), " "), filepath.Join(h.State, backupBefore), filepath.Join(h.State, m.Aside))
 	return nil
 }
+
+func (h *Host) etcd() string { return filepath.Join(h.State, "etcd") }
 
 // backupBefore is the old pool, as atoll backup create would have written it.
 const backupBefore = "before-join.atoll"
 
 // mayMove refuses where there is no pool of this host's own, or not only of its own.
-func mayMove(c config) error {
-	if c.EtcdEndpoints != "" {
-		return errs.New(errs.Unsupported, "the state of this host's pool is in an etcd of its own").WithHint("only a pool whose state is on its host can be brought along")
-	}
-	id, err := join.Load(c.State, joinDeps())
+func (h *Host) mayMove() error {
+	id, err := join.Load(h.State, h.Deps)
 	if err != nil && !errors.Is(err, errs.NotFound) {
 		return err
 	}
 	if id != nil && !id.Founder() {
 		return errs.New(errs.Conflict, "this host belongs to a pool already, as %s", id.Node()).WithHint("only a host whose pool is its own brings it along. Take it out there first: atoll drain %s, atoll node remove %s; then here: atolld down --data", id.Node(), id.Node())
 	}
-	copied, err := etcdstore.Inspect(filepath.Join(c.State, "etcd"))
+	copied, err := etcdstore.Inspect(h.etcd())
 	if errors.Is(err, errs.NotFound) {
-		return errs.New(errs.NotFound, "this host has no pool of its own in %s", c.State).WithHint("join without --adopt, or name its directory: --state DIR")
+		return errs.New(errs.NotFound, "this host has no pool of its own in %s", h.State).WithHint("join without --adopt, or name its directory: --state DIR")
 	}
 	if err == nil && len(copied.Members) > 1 {
 		return errs.New(errs.Conflict, "%d hosts keep the state of this host's pool", len(copied.Members)).WithHint("only a pool of one host can be brought along. Start it, and take the others out: atoll drain NODE, atoll node remove NODE")
@@ -119,12 +146,12 @@ func mayMove(c config) error {
 
 // arrived reports whether this host is in the pool already that it is to join: asked
 // again after all was done, the command has nothing to do.
-func arrived(c config, o joining) bool {
-	id, err := join.Load(c.State, joinDeps())
+func (h *Host) arrived(o Options) bool {
+	id, err := join.Load(h.State, h.Deps)
 	if err != nil || id.Founder() {
 		return false
 	}
-	for _, u := range list(o.urls) {
+	for _, u := range o.URLs {
 		if slices.Contains(id.Endpoints(), strings.TrimSuffix(u, "/")) {
 			fmt.Printf("%s is in the pool already; servers: %s\nIt takes part with: atolld up\n", id.Node(), strings.Join(id.Endpoints(), " "))
 			return true
@@ -141,20 +168,16 @@ type ownPool struct {
 }
 
 // readOwn reads it from its files; nothing serves it meanwhile.
-func readOwn(ctx context.Context, c config) (own *ownPool, err error) {
-	dir := filepath.Join(c.State, "etcd")
-	copied, err := etcdstore.Inspect(dir)
+func (h *Host) readOwn(ctx context.Context) (own *ownPool, err error) {
+	copied, err := etcdstore.Inspect(h.etcd())
 	if err != nil {
 		return nil, err
 	}
+	member := h.Node
 	if len(copied.Members) == 1 {
-		c.Node = cmp.Or(copied.Members[0].Name, c.Node)
+		member = cmp.Or(copied.Members[0].Name, member)
 	}
-	log, err := newLogger(c)
-	if err != nil {
-		return nil, err
-	}
-	base, err := openStore(ctx, c, etcdstore.Peers{}, clock.Real{}, log)
+	base, err := h.Open(ctx, member)
 	if err != nil {
 		return nil, fmt.Errorf("open this host's pool: %w", err)
 	}
@@ -164,8 +187,8 @@ func readOwn(ctx context.Context, c config) (own *ownPool, err error) {
 		return nil, fmt.Errorf("read this host's pool: %w", err)
 	}
 	own = &ownPool{objects: objs}
-	own.Subnet = c.Subnet
-	if id, err := join.Load(c.State, joinDeps()); err == nil && id.Pool().Subnet != "" && id.Founder() {
+	own.Subnet = h.Subnet
+	if id, err := join.Load(h.State, h.Deps); err == nil && id.Pool().Subnet != "" && id.Founder() {
 		own.Subnet = id.Pool().Subnet
 	}
 	var names []string
@@ -207,18 +230,18 @@ func (s still) Watch(context.Context, api.Selector, int64, func(store.Event) err
 	return errs.Unsupported
 }
 
-// askFor plans, shows the plan, asks whoever types, and has the pool take the host. nil:
+// ask plans, shows the plan, asks whoever types, and has the pool take the host. nil:
 // nothing was to be done. m is what an earlier attempt noted that did not hear an answer.
-func askFor(ctx context.Context, c config, o joining, own *ownPool, m *join.Move) (*join.Move, error) {
+func (h *Host) ask(ctx context.Context, o Options, own *ownPool, m *join.Move) (*join.Move, error) {
 	if own == nil {
 		return nil, errs.New(errs.Internal, "the files of this host's pool are gone, and no pool has taken it")
 	}
-	req := join.Request{Dir: c.State, URLs: list(o.urls), Token: o.token, Node: c.Node, Address: o.address, Version: version}
-	ans, err := join.Adopt(ctx, joinDeps(), req, own.Own, o.adopt, true)
+	req := join.Request{Dir: h.State, URLs: o.URLs, Token: o.Token, Node: h.Node, Address: o.Address, Version: h.Version}
+	ans, err := join.Adopt(ctx, h.Deps, req, own.Own, o.Into, true)
 	if err != nil {
 		return nil, err
 	}
-	foreign, err := unmovable(c, own)
+	foreign, err := h.unmovable(own)
 	if err != nil {
 		return nil, err
 	}
@@ -229,24 +252,24 @@ func askFor(ctx context.Context, c config, o joining, own *ownPool, m *join.Move
 	if len(ans.Plan.Clashes) > 0 {
 		return nil, inTheWay(ans.Plan.Clashes)
 	}
-	if o.dryRun {
+	if o.DryRun {
 		return nil, nil //nolint:nilnil // as was asked for
 	}
-	if !o.yes && !agreed() {
+	if !o.Yes && !agreed() {
 		return nil, errs.New(errs.Conflict, "nothing was changed")
 	}
-	if err := keepBackup(c, own); err != nil {
+	if err := h.keepBackup(own); err != nil {
 		return nil, err
 	}
 	if m == nil {
-		if m, err = join.NewMove(c.State, o.adopt, c.Node); err != nil {
+		if m, err = join.NewMove(h.State, o.Into, h.Node); err != nil {
 			return nil, err
 		}
 	}
-	if err := m.Save(c.State); err != nil { // from here on the old pool must not go on by itself
+	if err := m.Save(h.State); err != nil { // from here on the old pool must not go on by itself
 		return nil, err
 	}
-	ans, err = join.Adopt(ctx, joinDeps(), req, own.Own, o.adopt, false)
+	ans, err = join.Adopt(ctx, h.Deps, req, own.Own, o.Into, false)
 	if err == nil && len(ans.Plan.Clashes) > 0 {
 		err = inTheWay(ans.Plan.Clashes)
 		for _, f := range ans.Plan.Clashes { // they came after the plan was shown
@@ -255,12 +278,12 @@ func askFor(ctx context.Context, c config, o joining, own *ownPool, m *join.Move
 	}
 	if err != nil {
 		if known(err) {
-			return nil, errors.Join(err, m.Drop(c.State))
+			return nil, errors.Join(err, m.Drop(h.State))
 		}
 		return nil, fmt.Errorf("%w; whether the pool has taken this host is not known: repeat the command", err)
 	}
 	m.Plan, m.Answer = &ans.Plan, ans.Join
-	return m, m.Save(c.State)
+	return m, m.Save(h.State)
 }
 
 func inTheWay(clashes []errs.Field) error {
@@ -277,8 +300,8 @@ func known(err error) bool {
 }
 
 // unmovable are instances whose runtime cannot be told of new names.
-func unmovable(c config, own *ownPool) ([]errs.Field, error) {
-	dv, err := quietDrivers(c)
+func (h *Host) unmovable(own *ownPool) ([]errs.Field, error) {
+	dv, err := h.Drivers()
 	if err != nil {
 		return nil, err
 	}
@@ -289,19 +312,11 @@ func unmovable(c config, own *ownPool) ([]errs.Field, error) {
 			continue
 		}
 		kind := string(in.Spec.EffectiveIsolation())
-		if _, ok := dv.runtimes[kind].(driver.Renamer); !ok {
+		if _, ok := dv.Runtimes[kind].(driver.Renamer); !ok {
 			out = append(out, errs.Field{Field: "instance " + in.Tenant + "/" + in.Name, Value: kind, Rule: "must be of an isolation that can be brought along: stop and remove it first, and make it anew in the pool", Example: "container"})
 		}
 	}
 	return out, nil
-}
-
-func quietDrivers(c config) (driverSet, error) {
-	log, err := newLogger(c)
-	if err != nil {
-		return driverSet{}, err
-	}
-	return buildDrivers(c, clock.Real{}, log)
 }
 
 func agreed() bool {
@@ -314,46 +329,42 @@ func agreed() bool {
 }
 
 // keepBackup writes the old pool down, as a whole or not at all.
-func keepBackup(c config, own *ownPool) error {
+func (h *Host) keepBackup(own *ownPool) error {
 	var b strings.Builder
 	if err := own.backup(&b); err != nil {
 		return err
 	}
-	return join.WriteFile(filepath.Join(c.State, backupBefore), []byte(b.String()))
+	return join.WriteFile(filepath.Join(h.State, backupBefore), []byte(b.String()))
 }
 
-// renameAll tells everything on this host that keeps names of tenants what these are from
+// rename tells everything on this host that keeps names of tenants what these are from
 // now on. Each part may be called again; processes run on.
-func renameAll(ctx context.Context, c config, own *ownPool, plan *api.AdoptPlan) error {
-	log, err := newLogger(c)
-	if err != nil {
-		return err
-	}
-	imgs, err := openImages(ctx, c, clock.Real{}, log)
+func (h *Host) rename(ctx context.Context, own *ownPool, plan *api.AdoptPlan) error {
+	imgs, err := h.Images(ctx)
 	if err != nil {
 		return err
 	}
 	err = renameImages(ctx, imgs, plan)
-	if err := errors.Join(err, imgs.store.Close()); err != nil {
+	if err := errors.Join(err, imgs.Close()); err != nil {
 		return fmt.Errorf("names of images: %w", err)
 	}
-	dv, err := buildDrivers(c, clock.Real{}, log)
+	dv, err := h.Drivers()
 	if err != nil {
 		return err
 	}
-	if r, ok := dv.storage.(driver.Renamer); ok {
+	if r, ok := dv.Storage.(driver.Renamer); ok {
 		if err := r.Rename(ctx, plan.Tenants); err != nil {
 			return err
 		}
 	}
-	for _, kind := range slices.Sorted(maps.Keys(dv.runtimes)) {
-		rt := dv.runtimes[kind]
+	for _, kind := range slices.Sorted(maps.Keys(dv.Runtimes)) {
+		rt := dv.Runtimes[kind]
 		if r, ok := rt.(driver.Renamer); ok {
 			if err := r.Rename(ctx, plan.Tenants); err != nil {
 				return fmt.Errorf("instances of isolation %s: %w", kind, err)
 			}
 		}
-		if err := reattach(ctx, dv.network, rt, own, plan); err != nil {
+		if err := reattach(ctx, dv.Network, rt, own, plan); err != nil {
 			return err
 		}
 	}
@@ -362,8 +373,8 @@ func renameAll(ctx context.Context, c config, own *ownPool, plan *api.AdoptPlan)
 
 // renameImages gives images to the tenants that have them from now on; what everybody
 // could use before becomes the own image of those who use it.
-func renameImages(ctx context.Context, imgs *images, plan *api.AdoptPlan) error {
-	if err := imgs.store.Rescope(ctx, plan.Tenants); err != nil {
+func renameImages(ctx context.Context, imgs *image.Store, plan *api.AdoptPlan) error {
+	if err := imgs.Rescope(ctx, plan.Tenants); err != nil {
 		return err
 	}
 	for _, n := range plan.Names {
@@ -371,11 +382,11 @@ func renameImages(ctx context.Context, imgs *images, plan *api.AdoptPlan) error 
 		if n.Kind != api.KindImage || !shared {
 			continue
 		}
-		for _, info := range imgs.store.List(scopeShared) {
+		for _, info := range imgs.List("") { // everybody's
 			if api.ImageName(info.Name()) != name {
 				continue
 			}
-			if _, err := imgs.store.Tag(ctx, filepath.Dir(n.New), info.Digest, info.Reference); err != nil && !errors.Is(err, errs.NotFound) {
+			if _, err := imgs.Tag(ctx, filepath.Dir(n.New), info.Digest, info.Reference); err != nil && !errors.Is(err, errs.NotFound) {
 				return err
 			}
 		}
@@ -419,8 +430,8 @@ func reattach(ctx context.Context, net driver.Network, rt driver.Runtime, own *o
 }
 
 // showPlan prints what is called how, and what does not come along.
-func showPlan(w io.Writer, o joining, p *api.AdoptPlan) error {
-	if o.output == "json" {
+func showPlan(w io.Writer, o Options, p *api.AdoptPlan) error {
+	if o.Output == "json" {
 		b, err := json.MarshalIndent(p, "", "  ")
 		if err != nil {
 			return errs.New(errs.Internal, "write the plan: %w", err)
