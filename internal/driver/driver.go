@@ -214,7 +214,8 @@ type Grouper interface {
 // runs on.
 type Renamer interface {
 	// Rename maps old paths of tenants to new ones; no old one is a new one, too. Called
-	// again it finishes what a call before began. Nothing else is called meanwhile.
+	// again it finishes what a call before began. It comes before every other call: what was
+	// read already is not looked at again.
 	Rename(ctx context.Context, tenants map[string]string) error
 }
 

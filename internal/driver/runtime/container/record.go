@@ -75,9 +75,6 @@ func (r *Runtime) save(rec *record) error {
 
 // Rename notes new names of tenants; processes stay in the resource groups that records name.
 func (r *Runtime) Rename(_ context.Context, tenants map[string]string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	clear(r.records)
 	return driver.RenameRecords(r.state("i", "*", "record.json"), tenants)
 }
 
