@@ -24,6 +24,8 @@ type Definition struct {
 	Finalizers []string
 	New        func() Object
 	Columns    []Column
+	// Formats are the steps in how it is stored, oldest first; none: there is one format.
+	Formats []Format
 	// Fields lists what a field selector may ask for.
 	Fields map[string]func(Object) string
 }
@@ -48,6 +50,8 @@ var definitions = []*Definition{
 	joinTokenDefinition(),
 	nodeIdentityDefinition(),
 	memberDefinition(),
+	poolDefinition(),
+	upgradeDefinition(),
 	leaseDefinition(),
 	imageDefinition(),
 	instanceDefinition(),

@@ -180,6 +180,7 @@ type JoinRequest struct {
 	Node    string `json:"node" doc:"name the host wants" example:"isle2"`
 	Address string `json:"address,omitempty" doc:"where it can be reached" example:"10.0.0.2"`
 	Version string `json:"version,omitempty" doc:"version of its atolld"`
+	Release int    `json:"release,omitempty" doc:"release of its atolld"`
 	Arch    string `json:"arch,omitempty" doc:"its CPU architecture" example:"amd64"`
 }
 

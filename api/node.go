@@ -120,6 +120,8 @@ type NodeStatus struct {
 	Kernel      string       `json:"kernel,omitempty" doc:"kernel release"`
 	Arch        string       `json:"arch,omitempty" doc:"CPU architecture" example:"amd64"`
 	Version     string       `json:"version,omitempty" doc:"version of the agent"`
+	Release     int          `json:"release,omitempty" doc:"its release"`
+	Upgrade     *NodeUpgrade `json:"upgrade,omitempty" doc:"what it says of its versions"`
 	BootID      string       `json:"bootId,omitempty" doc:"changes with every boot of the host"`
 	Images      []string     `json:"images,omitempty" doc:"digests of the images that are here"`
 	Devices     []Device     `json:"devices,omitempty" doc:"its GPUs"`
@@ -285,6 +287,7 @@ func nodeDefinition() *Definition {
 			{Name: "MEMORY", Value: func(o Object, _ time.Time) string { return HumanQuantity(Memory, o.(*Node).Status.Capacity[Memory]) }},
 			{Name: "RUNTIMES", Value: func(o Object, _ time.Time) string { return driversColumn(o.(*Node), "runtime") }},
 			{Name: "ZONE", Wide: true, Value: func(o Object, _ time.Time) string { return dash(o.(*Node).Spec.Zone) }},
+			{Name: "VERSION", Wide: true, Value: func(o Object, _ time.Time) string { return dash(o.(*Node).Status.Version) }},
 			{Name: "KERNEL", Wide: true, Value: func(o Object, _ time.Time) string { return o.(*Node).Status.Kernel }},
 			{Name: "WARNINGS", Wide: true, Value: func(o Object, _ time.Time) string {
 				var out []string

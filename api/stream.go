@@ -10,6 +10,9 @@ import "time"
 // did anything: it may be sent to another server, whatever it asks for.
 const HeaderNothingDone = "Atoll-Nothing-Done"
 
+// HeaderRelease is the release of the program that calls.
+const HeaderRelease = "Atoll-Release"
+
 // The channels of a live stream: the first byte of every frame or message.
 const (
 	ChanStdin   byte = 0 // caller -> node; an empty payload closes it

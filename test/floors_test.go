@@ -26,6 +26,7 @@ var floors = map[string]int{
 	"internal/errs":    0,
 	"internal/clock":   0,
 	"internal/near":    0,
+	"internal/release": 0,
 	"api":              1,
 	"internal/explain": 2, // what kinds say of themselves
 	"web":              1,
@@ -62,6 +63,7 @@ var floors = map[string]int{
 	"internal/lease":     20,
 	"internal/join":      20, // a host's key, certificate and renewal
 	"internal/join/…":    20, // what becomes of a pool that comes with its host
+	"internal/stage":     20, // versions of the programs on a host
 	"internal/fence":     20,
 	"internal/fence/…":   20,
 	"internal/plan":      25, // asks sched, policies and admission what would be
@@ -96,6 +98,7 @@ var floors = map[string]int{
 	"cmd/atolld/builtin": 45, // also what benches decide by
 	"cmd/atolld/twin":    46, // atolld sim
 	"cmd/atolld/adopt":   46, // atolld join --adopt
+	"cmd/atolld/change":  46, // upgrades of one host
 	"test/rig":           47, // pools for tests and benches
 	"test/lab":           48, // pools of several hosts
 	"bench/lib":          49,

@@ -7,12 +7,14 @@ import (
 
 	"atoll/api"
 	"atoll/internal/policy"
+	"atoll/internal/release"
 	"atoll/internal/sys/host"
 )
 
 // facts tells the agent what the host is. What changes seldom is asked seldom.
 type facts struct {
 	state string
+	up    func() *api.NodeUpgrade
 
 	mu     sync.Mutex
 	info   host.Info
@@ -25,7 +27,9 @@ const (
 	maxInstances = 4000 // per node; what one bridge and one agent are tested with, with room
 )
 
-func newFacts(c config) *facts { return &facts{state: c.State} }
+func newFacts(c config, up func() *api.NodeUpgrade) *facts {
+	return &facts{state: c.State, up: up}
+}
 
 // read gives the node's status as far as the host decides it.
 func (f *facts) read(ctx context.Context) (api.NodeStatus, error) {
@@ -46,7 +50,7 @@ func (f *facts) read(ctx context.Context) (api.NodeStatus, error) {
 	}
 	st := api.NodeStatus{
 		Capacity: api.Resources{api.CPU: int64(f.info.CPUs) * 1000, api.Memory: f.info.Memory, api.Disk: f.info.Disk.Total, api.Instances: maxInstances},
-		OS:       f.info.OS, Kernel: f.info.Kernel, Arch: f.info.Arch, Version: version, BootID: f.info.BootID,
+		OS:       f.info.OS, Kernel: f.info.Kernel, Arch: f.info.Arch, Version: version, Release: release.Number(), Upgrade: f.up(), BootID: f.info.BootID,
 	}
 	for _, a := range f.info.Addresses {
 		st.Addresses = append(st.Addresses, a.String())

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -17,13 +18,15 @@ import (
 
 	"atoll/cmd/atolld/twin"
 	"atoll/internal/errs"
+	"atoll/internal/release"
+	"atoll/internal/stage"
 )
 
 // version is set by the build.
 var version = "dev" //nolint:gochecknoglobals // the linker's way to tell a binary what it is
 
 type verb struct {
-	name, help string
+	name, help string // help "": not shown, the daemon uses it
 	run        func(ctx context.Context, args []string) error
 }
 
@@ -38,7 +41,8 @@ func verbs() []verb {
 		{"down", "take every trace of Atoll off this host; the data stays unless --data is given", runDown},
 		{"watchdog", "stop what must not run twice when this host's lease ends; the daemon starts it (--status: how it stands)", runWatchdog},
 		{"sim", "the digital twin: play scenarios on simulated hosts (atolld sim --help)", twin.Run},
-		{"version", "print the version", func(context.Context, []string) error { fmt.Println("atolld", version); return nil }},
+		{"guard", "", runGuard},
+		{"version", "print the version", runVersion},
 	}
 }
 
@@ -72,10 +76,27 @@ func dispatch(ctx context.Context, args []string) error {
 	return errs.New(errs.Invalid, "unknown verb %q", args[0])
 }
 
+// runVersion is also how other programs ask, so -o json stays as it is.
+func runVersion(_ context.Context, args []string) error {
+	fs := flag.NewFlagSet("atolld version", flag.ContinueOnError)
+	form := fs.String("o", "text", "text or json")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if *form != "json" {
+		fmt.Println("atolld", version)
+		return nil
+	}
+	return json.NewEncoder(os.Stdout).Encode(stage.Told{Version: version, Release: release.Number()})
+}
+
 func usage(w io.Writer) {
 	var b strings.Builder
 	b.WriteString("atolld - the daemon of Atoll\n\nUsage: atolld VERB [flags]\n\n")
 	for _, v := range verbs() {
+		if v.help == "" {
+			continue
+		}
 		fmt.Fprintf(&b, "  %-9s %s\n", v.name, v.help)
 	}
 	b.WriteString("\n'atolld VERB --help' lists the flags. Users talk to the pool with 'atoll'.\n")

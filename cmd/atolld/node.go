@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"atoll/api"
+	"atoll/cmd/atolld/change"
 	"atoll/internal/agent"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
@@ -47,6 +48,7 @@ type nodeDeps struct {
 	id     *join.Identity
 	plane  func() *plane
 	remote *remote.Store // what is below store; nil where the state is in this process
+	up     *change.Changer
 }
 
 func newNode(d nodeDeps) (*node, error) {
@@ -64,7 +66,7 @@ func newNode(d nodeDeps) (*node, error) {
 	}
 	n.rec = reconcile.NewRecorder(n.st, d.clk, d.log, "agent/"+d.c.Node)
 	n.agent = agent.New(agent.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.runtimes, Network: dv.network, Storage: dv.storage,
-		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c).read, Lease: n.holder, Guard: n.warden})
+		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.Status).read, Lease: n.holder, Guard: n.warden})
 	n.connect(n.agent.Handle)
 	return n, nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"atoll/api"
 	"atoll/cmd/atolld/builtin"
+	"atoll/cmd/atolld/change"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/control"
@@ -26,7 +27,10 @@ import (
 	"atoll/internal/metrics"
 	"atoll/internal/policy"
 	"atoll/internal/reconcile"
+	"atoll/internal/release"
 	"atoll/internal/server"
+	"atoll/internal/server/rollout"
+	"atoll/internal/stage"
 	"atoll/internal/store"
 	"atoll/internal/store/etcdstore"
 	"atoll/internal/store/quota"
@@ -50,6 +54,8 @@ type plane struct {
 	srv    *server.Server
 	keeper atomic.Pointer[lease.Keeper] // nil while this process does not lead
 	usage  func(ctx context.Context) (api.UsageReport, error)
+	level  atomic.Int64  // of the pool
+	served chan struct{} // closed when the API has ended
 
 	grow sync.Mutex // one step at a time
 }
@@ -60,7 +66,10 @@ func openPlane(ctx context.Context, c config, peers etcdstore.Peers, clk clock.C
 	if err != nil {
 		return nil, err
 	}
-	p := &plane{c: c, clk: clk, log: log, base: base, shared: store.NewShared(base), hub: tunnel.NewHub()}
+	p := &plane{c: c, clk: clk, log: log, base: base, shared: store.NewShared(base), hub: tunnel.NewHub(), served: make(chan struct{})}
+	if err := p.readLevel(ctx); err != nil {
+		return nil, errors.Join(err, base.Close())
+	}
 	p.cache = store.NewCache(base, allKinds()...)
 	p.st = quota.New(p.cache)
 	p.st.Reserve = quota.Reserve{Buffer: c.Buffer, Spare: c.Spare}
@@ -75,14 +84,32 @@ func openPlane(ctx context.Context, c config, peers etcdstore.Peers, clk clock.C
 		group = base
 	}
 	p.srv = server.New(server.Deps{Store: fresh, Auth: auth.New(clk, auth.Config{}), CA: p.ca, Hub: p.hub, Clock: clk, Rand: rand.Reader, Log: log,
-		Lists: fresh, Base: base, Group: group, Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log),
+		Lists: fresh, Base: base, Group: group, Upgrades: p.desk(fresh), Chain: builtin.Policies(), Keep: policy.Keep{Buffer: c.Buffer, Spare: c.Spare}, Metrics: metrics.New(), Version: version, Audit: audit(log),
 		NodeStream: p.nodeStream, Power: func(b api.BMC) (bmc.Power, error) { return bmc.Open(b, bmc.Dir) }}, serverConfig(c))
 	p.usage = p.srv.Usage
 	return p, nil
 }
 
-// mirror keeps the copy that reads are answered from; it runs before anything else.
-func (p *plane) mirror(ctx context.Context) error { return p.cache.Run(ctx) }
+// mirror keeps the copy that reads are answered from; it runs before anything else, and
+// until the calls that are under way when ctx ends have been answered.
+func (p *plane) mirror(ctx context.Context) error {
+	last, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-p.served:
+		case <-time.After(change.ClosePatience): // the API was never begun
+		}
+		cancel()
+	})()
+	return p.cache.Run(last)
+}
+
+// serve answers the API.
+func (p *plane) serve(ctx context.Context) error {
+	defer close(p.served)
+	return p.srv.Run(ctx)
+}
 
 // lead runs the controllers whenever it is this process's turn.
 func (p *plane) lead(ctx context.Context) error { return p.base.Lead(ctx, p.c.Node, p.reign) }
@@ -99,7 +126,7 @@ func (p *plane) reign(ctx context.Context) error {
 	st := store.Fenced(p.st, api.LeaderLease(), func() int64 { return rev })
 	engine := reconcile.New(st, p.clk, p.log, reconcile.Events{})
 	cs, err := control.All(control.Deps{Clock: p.clk, Log: p.log, Chain: builtin.Policies(), Seed: 1, Subnet: p.c.Subnet,
-		Keep: policy.Keep{Buffer: p.c.Buffer, Spare: p.c.Spare}, Rebalance: p.rebalance(), Members: p.members(), Off: switchOff})
+		Keep: policy.Keep{Buffer: p.c.Buffer, Spare: p.c.Spare}, Rebalance: p.rebalance(), Members: p.members(), Self: p.c.Node, Off: switchOff})
 	if err != nil {
 		return err
 	}
@@ -175,6 +202,55 @@ func (p *plane) rebalance() control.RebalanceConfig {
 		mode = control.RebalanceOff
 	}
 	return control.RebalanceConfig{Mode: mode, PerHour: p.c.PerHour, Usage: p.usage}
+}
+
+// desk is where administrators ask for upgrades.
+func (p *plane) desk(st store.Store) *rollout.Desk {
+	return &rollout.Desk{Store: st, Dir: stage.Of(p.c.State), Backups: filepath.Join(p.c.State, "backups"), Node: p.c.Node, Clock: p.clk,
+		Level: func() int { return int(p.level.Load()) }}
+}
+
+// readLevel learns in which formats the pool is written, before anything else is read: a
+// build that cannot work on it stops here.
+func (p *plane) readLevel(ctx context.Context) error {
+	pool, err := store.Get[*api.Pool](ctx, p.base, api.PoolRef())
+	if errors.Is(err, errs.NotFound) {
+		pool, err = nil, nil // older than levels, or new
+	}
+	if err != nil {
+		return err
+	}
+	return p.setLevel(pool)
+}
+
+func (p *plane) setLevel(pool *api.Pool) error {
+	level := api.LevelOf(pool)
+	if err := api.ReadableAt(release.Number(), level); err != nil {
+		return err
+	}
+	p.base.SetLevel(level)
+	p.level.Store(int64(level))
+	return nil
+}
+
+// keepLevel follows the level: it grows when an upgrade is finalised.
+func (p *plane) keepLevel(ctx context.Context) error {
+	sel := api.Selector{Kind: api.KindPool, Name: api.PoolName}
+	for ctx.Err() == nil {
+		list, rev, err := store.List[*api.Pool](ctx, p.cache, sel)
+		if err == nil && len(list) > 0 {
+			if err := p.setLevel(list[0]); err != nil {
+				return err
+			}
+		}
+		if err == nil {
+			err = p.cache.Watch(ctx, sel, rev, func(store.Event) error { return errAgain })
+		}
+		if !errors.Is(err, errAgain) {
+			_ = p.clk.Sleep(ctx, followAgain) // ends early only with ctx
+		}
+	}
+	return ctx.Err()
 }
 
 // bootstrap makes what every pool begins with.

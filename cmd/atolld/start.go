@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"atoll/api"
+	"atoll/cmd/atolld/change"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
@@ -28,6 +29,9 @@ import (
 	"atoll/internal/store/replica"
 	"atoll/internal/tunnel"
 )
+
+// followAgain is between looks at what could not be watched.
+const followAgain = 2 * time.Second
 
 // errAgain ends what runs so that it begins anew, as something else: a host that was
 // chosen to keep the pool's state, or that keeps it no longer.
@@ -55,21 +59,39 @@ func runHost(ctx context.Context, verb string, args []string) error {
 		return errs.New(errs.Denied, "atolld up needs root: it makes namespaces, cgroups and network interfaces").WithHint("sudo atolld up")
 	}
 	c = c.as(role)
+	versions, err := changing(c)
+	if err == nil {
+		err = change.Choose(versions)
+	}
+	if err != nil {
+		return err
+	}
 	unlock, err := claimDirs(c, role)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	up := change.New(versions)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	trial, enough := context.WithCancel(ctx)
+	defer enough()
+	beside.Go(func() { up.Trial(trial) })
 	if root {
 		if err := settleIn(c); err != nil {
 			log.Warn("the daemon shares the CPU with everything else on the host", "error", err)
 		}
 	}
 	for {
-		err := upOnce(ctx, c, role, log)
+		err := upOnce(up.Begin(ctx), c, role, log, up)
 		if ctx.Err() != nil {
+			up.Halt()
 			log.Info("stopped; instances run on")
 			return nil
+		}
+		if cerr := up.Ended(); cerr != nil {
+			log.Error("goes on as it was", "version", version, "error", cerr)
+			continue
 		}
 		if !errors.Is(err, errAgain) {
 			return err
@@ -86,15 +108,19 @@ type daemon struct {
 	role  api.JoinRole
 	id    *join.Identity // nil: not known to anybody else yet
 	plane atomic.Pointer[plane]
-	node  *node            // nil where no instances run
-	rep   *replica.Replica // what the agent needs of the pool, where others keep that
-	imgs  *images          // nil where no instances run
-	parts sync.WaitGroup   // streams of this process's own agent
+	node  *node                // nil where no instances run
+	works atomic.Pointer[node] // node, once it has its lease
+	rep   *replica.Replica     // what the agent needs of the pool, where others keep that
+	imgs  *images              // nil where no instances run
+	up    *change.Changer
+	parts sync.WaitGroup // streams of this process's own agent
 }
 
-func upOnce(ctx context.Context, c config, role api.JoinRole, log *slog.Logger) (err error) {
+func upOnce(ctx context.Context, c config, role api.JoinRole, log *slog.Logger, up *change.Changer) (err error) {
 	began := time.Now()
-	h := &daemon{c: c, clk: clock.Real{}, log: log, role: role}
+	h := &daemon{c: c, clk: clock.Real{}, log: log, role: role, up: up}
+	up.Runs(h)
+	defer h.works.Store(nil)
 	if h.id, err = join.Load(c.State, joinDeps()); err != nil && !errors.Is(err, errs.NotFound) {
 		return err
 	}
@@ -173,21 +199,23 @@ func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return h.ended(ctx, p) })
 	g.Go(func() error { return h.keepCertified(ctx, p) })
 	g.Go(func() error { return p.announce(ctx) })
+	g.Go(func() error { return p.keepLevel(ctx) })
 	if h.role != api.RoleNode {
 		h.pulse(ctx, g, directory{where: p.endpoints, watched: p.st})
-		g.Go(func() error { return p.srv.Run(ctx) })
+		g.Go(func() error { return p.serve(ctx) })
 		return nil
 	}
 	if err := h.makeNode(p.st, nil); err != nil {
 		return err
 	}
+	g.Go(func() error { return h.up.Follow(ctx, p.st) })
 	h.register(ctx, p)
 	// The API answers when the node is known: the first call may ask for its capacity.
-	if err := h.node.start(ctx, g); err != nil {
+	if err := h.startNode(ctx, g); err != nil {
 		return fmt.Errorf("node %s: %w", h.c.Node, err)
 	}
 	g.Go(func() error { return h.node.run(ctx) })
-	g.Go(func() error { return p.srv.Run(ctx) })
+	g.Go(func() error { return p.serve(ctx) })
 	return nil
 }
 
@@ -219,7 +247,8 @@ func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membersh
 	h.node.rep = h.rep
 	g.Go(func() error { return h.rep.Run(ctx) })
 	g.Go(func() error { return h.takePart(ctx, rs, mem) })
-	if err := h.node.start(ctx, g); err != nil {
+	g.Go(func() error { return h.up.Follow(ctx, rs) })
+	if err := h.startNode(ctx, g); err != nil {
 		return fmt.Errorf("node %s: %w", h.c.Node, err)
 	}
 	g.Go(func() error { return h.node.run(ctx) })
@@ -227,10 +256,29 @@ func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membersh
 }
 
 func (h *daemon) makeNode(st store.Store, rs *remote.Store) (err error) {
-	if h.node, err = newNode(nodeDeps{c: h.c, clk: h.clk, log: h.log, store: st, imgs: h.imgs, id: h.id, plane: h.plane.Load, remote: rs}); err != nil {
+	if h.node, err = newNode(nodeDeps{c: h.c, clk: h.clk, log: h.log, store: st, imgs: h.imgs, id: h.id, plane: h.plane.Load, remote: rs, up: h.up}); err != nil {
 		return fmt.Errorf("node %s: %w", h.c.Node, err)
 	}
 	return nil
+}
+
+// startNode starts the agent. A host whose release the pool has left behind waits until it
+// has been upgraded, which it sees to by itself meanwhile.
+func (h *daemon) startNode(ctx context.Context, g *errgroup.Group) error {
+	for {
+		err := h.node.start(ctx, g)
+		if err == nil {
+			h.works.Store(h.node)
+			return nil
+		}
+		if !errors.Is(err, errs.Unsupported) || h.id == nil {
+			return err
+		}
+		h.log.Error("this host does not work for its pool", "error", err, "hint", errs.HintOf(err))
+		if h.clk.Sleep(ctx, followAgain) != nil {
+			return ctx.Err()
+		}
+	}
 }
 
 // register makes this process's own agent reachable for its API.

@@ -21,6 +21,7 @@ import (
 	"atoll/internal/clock"
 	"atoll/internal/driver"
 	"atoll/internal/errs"
+	"atoll/internal/release"
 	"atoll/internal/server"
 	"atoll/internal/store"
 	"atoll/internal/store/etcdstore"
@@ -173,7 +174,15 @@ func etcdTLS(c config) (*tls.Config, error) {
 
 // bootstrap makes what every pool has: the roles and ranks that come with Atoll.
 func bootstrap(ctx context.Context, s store.Store, clk clock.Clock, imgs *images) error {
-	var objs []api.Object
+	roles, _, err := s.List(ctx, api.Selector{Kind: api.KindRole, Limit: 1})
+	if err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	level := release.Number() // a new pool has no older hosts
+	if len(roles) > 0 {
+		level = release.First // it is older than levels
+	}
+	objs := []api.Object{&api.Pool{Head: api.Head{K: api.KindPool, Meta: api.Meta{Name: api.PoolName}}, Spec: api.PoolSpec{Level: level, Since: clk.Now().UTC()}}}
 	for _, r := range auth.BuiltinRoles() {
 		objs = append(objs, r)
 	}

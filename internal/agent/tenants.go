@@ -178,6 +178,9 @@ func (u *upkeep) Reconcile(ctx context.Context, _ store.Store, _ api.Ref) (recon
 	return reconcile.Result{Again: publishEvery, Poll: true}, nil
 }
 
+// Publish has the node's status written soon: something it tells has changed.
+func (a *Agent) Publish() { a.engine.Enqueue("upkeep", upkeepRef) }
+
 // publish writes the node object: made the first time, its status afterwards, and
 // only when something changed.
 func (a *Agent) publish(ctx context.Context) error {

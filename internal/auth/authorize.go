@@ -126,7 +126,8 @@ func nodeMay(verb api.Verb, kind api.Kind) bool {
 		return read || verb == api.VerbCreate || verb == api.VerbUpdate || verb == api.VerbDelete && kind == api.KindEvent
 	case api.KindInstance:
 		return read || verb == api.VerbUpdate || verb == api.VerbDelete
-	case api.KindTenant, api.KindAssignment, api.KindPriorityClass, api.KindDisruptionBudget, api.KindLedger, api.KindMember, api.KindLease:
+	case api.KindTenant, api.KindAssignment, api.KindPriorityClass, api.KindDisruptionBudget, api.KindLedger, api.KindMember, api.KindLease,
+		api.KindPool, api.KindUpgrade:
 		return read
 	}
 	return false

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"syscall"
 
 	"atoll/internal/cli/render"
@@ -13,13 +14,14 @@ import (
 // report prints an error and gives its exit code.
 func report(c *verb.Call, err error) int {
 	var code verb.ExitCode
+	var file *fs.PathError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &code):
 		return int(code)
-	case errors.Is(err, syscall.EPIPE):
-		return 0 // whoever read our output has seen enough
+	case errors.As(err, &file) && errors.Is(file, syscall.EPIPE):
+		return 0 // whoever read our output has seen enough; of a server's connection it would say nothing
 	case errors.Is(err, context.Canceled):
 		return 130
 	}

@@ -737,6 +737,16 @@ func (w *world) RevokeNode(ctx context.Context, name, why string) error {
 	return err
 }
 
+// Upgrade is not what this world does.
+func (w *world) Upgrade(context.Context, api.UpgradeRequest) (*api.Upgrade, error) {
+	return nil, errs.New(errs.Unsupported, "this server does not upgrade its pool")
+}
+
+// SendVersion takes nothing in.
+func (w *world) SendVersion(context.Context, string, io.Reader) (api.UpgradeUpload, error) {
+	return api.UpgradeUpload{}, errs.New(errs.Unsupported, "this server does not upgrade its pool")
+}
+
 // Close does nothing: the world outlives a call.
 func (w *world) Close() error { return nil }
 

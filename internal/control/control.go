@@ -32,6 +32,8 @@ type Deps struct {
 	Members host.MembersDeps
 	// Off switches a lost host off for certain; nil: that cannot be done here.
 	Off func(ctx context.Context, n *api.Node) error
+	// Self is the host this process runs on.
+	Self string
 	// DrainAtOnce bounds how many instances drains have under way. Default 10.
 	DrainAtOnce int
 }
@@ -43,7 +45,8 @@ func All(d Deps) ([]reconcile.Controller, error) {
 		return nil, err
 	}
 	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off}),
-		host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce})}
+		host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce}),
+		host.NewUpgrade(host.UpgradeDeps{Clock: d.Clock, Log: d.Log, Self: d.Self})}
 	all = append(all, workload.All(d.Clock)...)
 	if d.Members.Group != nil || d.Members.External {
 		all = append(all, host.NewMembers(d.Members))

@@ -15,6 +15,7 @@ import (
 	"atoll/api"
 	"atoll/internal/auth"
 	"atoll/internal/errs"
+	"atoll/internal/release"
 )
 
 const (
@@ -55,7 +56,7 @@ func Adopt(ctx context.Context, d Deps, r Request, own Own, into string, dry boo
 	if err != nil {
 		return nil, err
 	}
-	body := api.AdoptRequest{CSR: string(csr), Node: r.Node, Address: r.Address, Version: r.Version, Arch: runtime.GOARCH,
+	body := api.AdoptRequest{CSR: string(csr), Node: r.Node, Address: r.Address, Version: r.Version, Release: release.Number(), Arch: runtime.GOARCH,
 		Tenant: into, Was: own.Node, Subnet: own.Subnet, DryRun: dry, Objects: own.Objects}
 	var ans api.AdoptAnswer
 	at, err := ask(ctx, question{tls: auth.PinnedTLS(text.Authority, d.Clock), urls: urls, path: "/v1/join/adopt", body: body,

@@ -35,6 +35,7 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/release"
 )
 
 const (
@@ -96,7 +97,7 @@ func Do(ctx context.Context, d Deps, r Request) (id *Identity, joined bool, err 
 	if err != nil {
 		return nil, false, err
 	}
-	body := api.JoinRequest{Token: text.String(), CSR: string(csr), Node: r.Node, Address: r.Address, Version: r.Version, Arch: runtime.GOARCH}
+	body := api.JoinRequest{Token: text.String(), CSR: string(csr), Node: r.Node, Address: r.Address, Version: r.Version, Release: release.Number(), Arch: runtime.GOARCH}
 	var ans api.JoinAnswer
 	at, err := ask(ctx, question{tls: auth.PinnedTLS(text.Authority, d.Clock), urls: urls, path: "/v1/join", body: body}, &ans)
 	if err != nil {

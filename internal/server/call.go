@@ -96,6 +96,11 @@ func (s *Server) serve(rt *Route) http.Handler {
 		start := s.Clock.Now()
 		inflight.Add(1)
 		defer inflight.Add(-1)
+		if stop, ok := r.Context().Value(stopKey{}).(context.Context); ok && (rt.Long || isTrue(r.URL.Query().Get("watch"))) {
+			ctx, cancel := context.WithCancel(r.Context())
+			defer context.AfterFunc(stop, cancel)()
+			r = r.WithContext(ctx)
+		}
 		c := &call{Server: s, w: &recorder{ResponseWriter: w}, r: r, route: rt, ref: api.Ref{Kind: rt.kind()}}
 		err := c.run()
 		if err != nil {
@@ -138,6 +143,9 @@ func (c *call) run() (err error) {
 		return err
 	}
 	if err := c.gate(); err != nil {
+		return err
+	}
+	if err := c.Upgrades.Admit(c.id, c.r); err != nil {
 		return err
 	}
 	c.begun = true

@@ -99,6 +99,8 @@ func (s *Server) hosts() []string {
 
 type connKey struct{}
 
+type stopKey struct{} // of what ends when the server is to stop
+
 // connInfo is what is known of a connection before the first request.
 type connInfo struct {
 	cred *peer.Cred // of a unix socket
@@ -109,7 +111,7 @@ func (s *Server) serveOn(ctx context.Context, l net.Listener) error {
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
-	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	base, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), stopKey{}, ctx))
 	defer cancel()
 	hs := &http.Server{
 		Handler:           s.handler,
@@ -130,10 +132,10 @@ func (s *Server) serveOn(ctx context.Context, l net.Listener) error {
 	wg.Go(func() {
 		defer close(done)
 		<-ctx.Done()
-		cancel() // watches and streams end now; short requests get a moment
 		grace, stop := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 		defer stop()
-		if hs.Shutdown(grace) != nil {
+		if hs.Shutdown(grace) != nil { // watches and streams ended with ctx; short requests had a moment
+			cancel()
 			hs.Close()
 		}
 	})

@@ -9,6 +9,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/release"
 )
 
 func (c *call) health() error { return c.bytes(http.StatusOK, typeText, []byte("ok\n")) }
@@ -34,10 +35,11 @@ type Version struct {
 	OS      string `json:"os"`
 	Arch    string `json:"arch"`
 	API     string `json:"api"`
+	Release int    `json:"release"`
 }
 
 func (c *call) version() error {
-	return c.json(http.StatusOK, Version{Version: c.Version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, API: "v1"})
+	return c.json(http.StatusOK, Version{Version: c.Version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, API: "v1", Release: release.Number()})
 }
 
 func (c *call) metrics() error {

@@ -30,6 +30,7 @@ import (
 	"atoll/internal/server/enroll"
 	"atoll/internal/server/once"
 	"atoll/internal/server/picture"
+	"atoll/internal/server/rollout"
 	"atoll/internal/store"
 	"atoll/internal/tunnel"
 )
@@ -65,7 +66,8 @@ type Deps struct {
 	// would judge objects by its rules while they are half there. None: no restore.
 	Base store.Store
 	// Group is the servers that keep the state, where they are the pool's own.
-	Group store.Cluster
+	Group    store.Cluster
+	Upgrades *rollout.Desk // none: not from here
 }
 
 // Config bounds and places the server. Zero values take the defaults given.

@@ -18,6 +18,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/release"
 )
 
 // A backup is a tar compressed with zstd, of two files: manifest.json and then
@@ -52,6 +53,7 @@ func Dump(ctx context.Context, s Store, w io.Writer, createdAt time.Time) error 
 	if err != nil {
 		return fmt.Errorf("backup: read the store: %w", err)
 	}
+	level := levelIn(objs)
 	m := Manifest{Format: backupFormat, CreatedAt: createdAt.UTC(), Revision: rev, Objects: len(objs), Kinds: map[api.Kind]int{}}
 	sum := sha256.New()
 	count := &counter{w: sum}
@@ -59,7 +61,7 @@ func Dump(ctx context.Context, s Store, w io.Writer, createdAt time.Time) error 
 		m.Kinds[o.ObjectKind()]++
 	}
 	// Written twice, so that the manifest can come first and nothing is held in memory.
-	if err := writeObjects(ctx, count, objs); err != nil {
+	if err := writeObjects(ctx, count, objs, level); err != nil {
 		return err
 	}
 	m.Bytes, m.SHA256 = count.n, hex.EncodeToString(sum.Sum(nil))
@@ -78,7 +80,7 @@ func Dump(ctx context.Context, s Store, w io.Writer, createdAt time.Time) error 
 		t.WriteHeader(&tar.Header{Name: objectsName, Mode: 0o600, Size: m.Bytes, ModTime: m.CreatedAt}),
 	)
 	if err == nil {
-		err = writeObjects(ctx, t, objs)
+		err = writeObjects(ctx, t, objs, level)
 	}
 	if err := errors.Join(err, t.Close(), z.Close()); err != nil {
 		return fmt.Errorf("backup: write: %w", err)
@@ -99,12 +101,23 @@ func (c *counter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func writeObjects(ctx context.Context, w io.Writer, objs []api.Object) error {
+// levelIn is the level of the pool that objs are of: a backup is in the formats that the
+// pool's hosts write, so that whoever could read the pool can read it.
+func levelIn(objs []api.Object) int {
+	for _, o := range objs {
+		if p, ok := o.(*api.Pool); ok {
+			return api.LevelOf(p)
+		}
+	}
+	return release.First
+}
+
+func writeObjects(ctx context.Context, w io.Writer, objs []api.Object, level int) error {
 	for _, o := range objs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		b, err := api.Encode(o)
+		b, err := api.EncodeStored(o, level)
 		if err != nil {
 			return errs.New(errs.Internal, "backup: encode %s: %w", api.RefOf(o), err)
 		}
@@ -312,7 +325,10 @@ func eachObject(ctx context.Context, f *os.File, fn func(o api.Object, size int)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		o, err := api.Decode(sc.Bytes())
+		o, err := decodeLine(sc.Bytes())
+		if errors.Is(err, errs.Unsupported) {
+			return fmt.Errorf("restore: line %d: %w", n, err) // the file is good, this build is not
+		}
 		if err != nil {
 			return bad("line %d: %w", n, err)
 		}
@@ -325,6 +341,17 @@ func eachObject(ctx context.Context, f *os.File, fn func(o api.Object, size int)
 		return bad("%w", err)
 	}
 	return nil
+}
+
+// decodeLine reads an object of whatever format.
+func decodeLine(b []byte) (api.Object, error) {
+	var head struct {
+		K api.Kind `json:"kind"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil {
+		return nil, errs.New(errs.Invalid, "decode object: %w", err)
+	}
+	return api.DecodeStored(head.K, b)
 }
 
 func clipName(s string) string {

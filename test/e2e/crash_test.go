@@ -98,7 +98,8 @@ func TestKillsAtRandomPoints(t *testing.T) {
 	}
 	for n := range gone {
 		if there[n] {
-			t.Errorf("%s was acknowledged as removed and is there", n)
+			why, _ := p.Do("get", "instance/"+n, "-o", "yaml") // what it says of itself helps to find out
+			t.Errorf("%s was acknowledged as removed and is there:\n%s", n, why)
 		}
 	}
 	for n := range there {

@@ -10,7 +10,11 @@ import (
 func TestMaintenance(t *testing.T) {
 	p := start(t)
 	do(t, p, "run", "-d", "--name", "db", "-v", "data:/data", "busybox", "sh", "-c",
-		"echo begin >>/data/log; trap 'echo end >>/data/log; exit 0' TERM; while :; do sleep 0.1; done")
+		"trap 'echo end >>/data/log; exit 0' TERM; echo begin >>/data/log; while :; do sleep 0.1; done")
+	eventually(t, "its first line", func() (bool, string) { // before that nothing in it hears that it is to end
+		log, err := p.Do("exec", "db", "cat", "/data/log")
+		return err == nil && log == "begin\n", log
+	})
 	state := func(name string) string {
 		return strings.TrimSpace(do(t, p, "get", "instance/"+name, "--no-headers"))
 	}

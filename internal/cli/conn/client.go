@@ -21,6 +21,7 @@ type Client interface {
 	Reporter
 	Keeper
 	Hosts
+	Upgrader
 	io.Closer
 }
 
@@ -77,6 +78,13 @@ type Hosts interface {
 	// RemoveNode takes a host out; force gives up what is assigned to it, off says that it is switched off.
 	RemoveNode(ctx context.Context, name string, force, off bool) error
 	RevokeNode(ctx context.Context, name, why string) error
+}
+
+// Upgrader brings the pool to another version.
+type Upgrader interface {
+	Upgrade(ctx context.Context, req api.UpgradeRequest) (*api.Upgrade, error)
+	// SendVersion gives a server programs, as a tar; version "" is whatever they say.
+	SendVersion(ctx context.Context, version string, r io.Reader) (api.UpgradeUpload, error)
 }
 
 // Identity is who the server takes the caller for.

@@ -561,7 +561,7 @@ func (m *maker) leave() {
 			if len(o.Labels) > 0 || !reflect.DeepEqual(o.Spec, api.NodeSpec{}) {
 				m.left(o.K, n, "labels, zone, taints and reserve are not taken over: atoll node token --label --zone, or atoll edit node/"+m.old.As)
 			}
-		case *api.Move, *api.Drain:
+		case *api.Move, *api.Drain, *api.Upgrade:
 			m.left(o.ObjectKind(), path(o), "it ends with the old pool")
 		}
 	}

@@ -73,6 +73,9 @@ func (d *Desk) Adopt(ctx context.Context, bearer string, body io.Reader, from st
 	if err := checkRequest(a.req); err != nil {
 		return nil, err
 	}
+	if err := d.fits(ctx, a.req); err != nil {
+		return nil, err
+	}
 	a.text, a.key, a.from = text, key.KeyHash, from
 	for try := 0; ; try++ {
 		ans, err := d.adoptOnce(ctx, a)
@@ -106,7 +109,7 @@ func readAdoption(body io.Reader) (*adoption, error) {
 		return nil, err
 	}
 	a := &adoption{tenant: req.Tenant, dry: req.DryRun, old: adopt.Old{Node: req.Was, As: req.Node, Subnet: req.Subnet}}
-	a.req = api.JoinRequest{CSR: req.CSR, Node: req.Node, Address: req.Address, Version: req.Version, Arch: req.Arch}
+	a.req = api.JoinRequest{CSR: req.CSR, Node: req.Node, Address: req.Address, Version: req.Version, Release: req.Release, Arch: req.Arch}
 	seen := map[api.Ref]bool{}
 	for i, raw := range req.Objects {
 		o, err := api.DecodeStrict(raw)

@@ -22,6 +22,7 @@ import (
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/release"
 	"atoll/internal/store"
 )
 
@@ -123,6 +124,9 @@ func (d *Desk) Join(ctx context.Context, req api.JoinRequest, from string) (*api
 	if err := checkRequest(req); err != nil {
 		return nil, err
 	}
+	if err := d.fits(ctx, req); err != nil {
+		return nil, err
+	}
 	a := arrival{req: req, text: text, key: key.KeyHash, from: from}
 	for try := 0; ; try++ {
 		id, err := d.admit(ctx, a)
@@ -151,6 +155,22 @@ func (d *Desk) shown(ctx context.Context, token, from string) (auth.JoinText, er
 		return text, d.Auth.Failed(from, errs.New(errs.Unauthenticated, "this join token is of another pool").WithHint("make one here: atoll node token"))
 	}
 	return text, d.token(ctx, text, from)
+}
+
+// fits refuses a host whose release the pool cannot work with, before it is one of it.
+func (d *Desk) fits(ctx context.Context, req api.JoinRequest) error {
+	pool, err := maybe[*api.Pool](ctx, d.Store, api.PoolRef())
+	if err != nil {
+		return err
+	}
+	if err := api.ReadableAt(req.Release, api.LevelOf(pool)); err != nil {
+		return fmt.Errorf("host %s cannot join: %w", req.Node, err)
+	}
+	if !release.Compatible(req.Release, release.Number()) {
+		return errs.New(errs.Unsupported, "host %s cannot join: it is release %d, this server is release %d", req.Node, release.Or(req.Release), release.Number()).
+			WithHint("install the version of the other hosts there: atoll version")
+	}
+	return nil
 }
 
 // token checks the secret, by the picture first: what is guessed costs the store nothing.

@@ -403,3 +403,20 @@ func (s *Store) enter(ctx context.Context) (cl *clientv3.Client, leave func(), e
 	}
 	return s.cl, s.gate.RUnlock, nil
 }
+
+// HandOver gives the lead to another member, where this one has it and there is one that
+// can take it: before this process ends, so that nobody has to find out that it did.
+func (s *Store) HandOver(ctx context.Context) error {
+	if s.cfg.DataDir == "" || !s.leads() {
+		return nil // an external etcd is told when leading ends
+	}
+	_, leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if err := s.member.server.Server.TryTransferLeadershipOnShutdown(); err != nil {
+		return s.explain(ctx, "hand the lead over", err)
+	}
+	return nil
+}

@@ -40,7 +40,7 @@ func (s *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 		}
 		switch op.Verb {
 		case store.Put:
-			data, err := api.Encode(op.Object)
+			data, err := api.EncodeStored(op.Object, int(s.level.Load()))
 			if err != nil {
 				return 0, errs.New(errs.Invalid, "encode %s: %w", op.Target(), err)
 			}

@@ -9,6 +9,8 @@ package etcdstore
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sort"
 	"strings"
 	"sync"
@@ -19,6 +21,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/release"
 	"atoll/internal/store"
 )
 
@@ -37,6 +40,7 @@ type Store struct {
 	grouped atomic.Bool                // there are, or may be, other members
 	lost    atomic.Pointer[errs.Error] // what calls are told while there is no majority; nil: there is
 	closed  atomic.Bool
+	level   atomic.Int64 // of the pool: which formats are written
 	closing context.CancelFunc
 	kept    sync.WaitGroup // housekeeping
 	once    sync.Once
@@ -58,6 +62,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, err
 	}
 	s.grouped.Store(cfg.Peers.Listen != "")
+	s.level.Store(release.First) // which every build reads, until somebody says more
 	keepCtx, cancel := context.WithCancel(context.Background())
 	s.closing = cancel
 	if cfg.DataDir != "" {
@@ -86,6 +91,10 @@ func (s *Store) connect(ctx context.Context) (*clientv3.Client, error) {
 	}
 	return cl, nil
 }
+
+// SetLevel says which formats are written from now on: those of a pool of that level.
+// Whatever was stored before is read as it is.
+func (s *Store) SetLevel(level int) { s.level.Store(int64(release.Or(level))) }
 
 // Close stops housekeeping, the client and the embedded member, and waits for them.
 func (s *Store) Close() error {
@@ -161,7 +170,10 @@ func (s *Store) decode(key string, value []byte, rev int64) (api.Object, error) 
 	if !ok {
 		return nil, errs.New(errs.Internal, "etcd holds a key that names no object: %q", key)
 	}
-	o, err := api.DecodeAs(ref.Kind, value)
+	o, err := api.DecodeStored(ref.Kind, value)
+	if errors.Is(err, errs.Unsupported) {
+		return nil, fmt.Errorf("read %s: %w", ref, err) // a newer build wrote it, and it says which
+	}
 	if err != nil {
 		return nil, errs.New(errs.Internal, "etcd holds %s in a form that cannot be read: %w", ref, err)
 	}

@@ -33,6 +33,7 @@ import (
 	"atoll/api"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/release"
 	"atoll/internal/store"
 )
 
@@ -203,6 +204,7 @@ func (s *Store) Close() {
 
 func (s *Store) headers(h http.Header) {
 	h.Set("User-Agent", s.cfg.Agent)
+	h.Set(api.HeaderRelease, strconv.Itoa(release.Number()))
 	if s.cfg.Token != "" {
 		h.Set("Authorization", "Bearer "+s.cfg.Token)
 	}

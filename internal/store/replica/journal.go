@@ -12,6 +12,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/release"
 )
 
 // The file is a log of records: a line that says what it is, then frames of a length, a
@@ -73,6 +74,20 @@ type base struct {
 	fresh    bool // this process has it from the pool; otherwise an earlier one had
 }
 
+// oldest is the level whose formats are written here: any build that may come back to this
+// host, after an upgrade that was undone, reads them.
+var oldest = release.Oldest(release.Number()) //nolint:gochecknoglobals // follows from the build
+
+func kindOf(raw json.RawMessage) api.Kind {
+	var head struct {
+		K api.Kind `json:"kind"`
+	}
+	if json.Unmarshal(raw, &head) != nil {
+		return ""
+	}
+	return head.K
+}
+
 func newState(h head) *state {
 	return &state{head: h, base: map[api.Ref]*base{}, tell: map[api.Ref]api.Object{}, at: map[api.Kind]int64{}}
 }
@@ -80,7 +95,7 @@ func newState(h head) *state {
 // apply takes in one record; false: it makes no sense.
 func (s *state) apply(r record) bool {
 	object := func(raw json.RawMessage) api.Object {
-		o, err := api.Decode(raw)
+		o, err := api.DecodeStored(kindOf(raw), raw)
 		if err != nil || o.Metadata().Name == "" {
 			return nil
 		}
@@ -124,7 +139,7 @@ func (s *state) records() ([]record, error) {
 	h := s.head
 	out := []record{{Head: &h}}
 	for _, b := range s.base {
-		raw, err := api.Encode(b.obj)
+		raw, err := api.EncodeStored(b.obj, oldest)
 		if err != nil {
 			return nil, errs.New(errs.Internal, "encode %s: %w", api.RefOf(b.obj), err)
 		}
@@ -135,7 +150,7 @@ func (s *state) records() ([]record, error) {
 		}
 	}
 	for ref, o := range s.tell {
-		raw, err := api.Encode(o)
+		raw, err := api.EncodeStored(o, oldest)
 		if err != nil {
 			return nil, errs.New(errs.Internal, "encode %s: %w", ref, err)
 		}

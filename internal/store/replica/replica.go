@@ -564,7 +564,7 @@ func (r *Replica) heard(p *part, evs []store.Event) {
 func (r *Replica) put(o api.Object, followed bool) {
 	ref := api.RefOf(o)
 	r.st.base[ref] = &base{o, followed, true}
-	raw, err := api.Encode(o)
+	raw, err := api.EncodeStored(o, oldest)
 	if err != nil {
 		r.cfg.Log.Error("cannot keep an object for the time without a server", "ref", ref.String(), "error", err)
 		return

@@ -151,7 +151,7 @@ func sameJSON(a, b api.Object) bool {
 func (r *Replica) accept(o api.Object) (int64, error) {
 	ref := api.RefOf(o)
 	o = api.Clone(o)
-	raw, err := api.Encode(o)
+	raw, err := api.EncodeStored(o, oldest)
 	if err != nil {
 		return 0, errs.New(errs.Internal, "encode %s: %w", ref, err)
 	}

@@ -1,5 +1,4 @@
-// Package merge makes one report of those of all nodes. It is pure.
-package merge
+package gather
 
 import (
 	"sort"
@@ -7,8 +6,8 @@ import (
 	"atoll/api"
 )
 
-// Usage adds up tenants that are on several nodes.
-func Usage(reports []*api.UsageReport) api.UsageReport {
+// merge adds up tenants that are on several nodes. It is pure.
+func merge(reports []*api.UsageReport) api.UsageReport {
 	out := api.UsageReport{Nodes: []api.NodeUsage{}, Tenants: []api.TenantUsage{}, Instances: []api.InstanceUsage{}}
 	tenants := map[string]*api.TenantUsage{}
 	for _, r := range reports {
