@@ -49,5 +49,5 @@ func adoptHost(ctx context.Context, c config, o joining) error {
 			}
 			return i.store, nil
 		}}
-	return adopt.Run(ctx, h, adopt.Options{URLs: list(o.urls), Token: o.token, Address: o.address, Into: o.adopt, Output: o.output, DryRun: o.dryRun, Yes: o.yes})
+	return adopt.Run(ctx, h, adopt.Options{URLs: list(o.urls), Token: o.token, Address: o.address, Into: o.adopt, Output: o.output, DryRun: o.dryRun, Yes: o.yes, Out: os.Stdout})
 }

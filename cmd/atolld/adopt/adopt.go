@@ -66,6 +66,7 @@ type Options struct {
 	Into           string // tenant
 	Output         string // "" or json
 	DryRun, Yes    bool
+	Out            io.Writer // for the plan, and what was done
 }
 
 // Run does it. Up to the moment in which the other pool takes the host nothing has
@@ -84,6 +85,10 @@ func Run(ctx context.Context, h Host, o Options) error {
 		}
 	} else if m.Tenant != o.Into {
 		return errs.New(errs.Conflict, "this host is on its way into %s already", m.Tenant).WithHint("finish that first: atolld join URL --adopt %s", m.Tenant)
+	}
+	if o.DryRun && m != nil && m.Answer != nil {
+		fmt.Fprintln(os.Stderr, "the pool has taken this host; without --dry-run the command goes on with this:")
+		return showPlan(o.Out, o, m.Plan)
 	}
 	var own *ownPool
 	if _, err := os.Lstat(h.etcd()); err == nil { // else it was put away already
@@ -111,7 +116,7 @@ func Run(ctx context.Context, h Host, o Options) error {
 	if err != nil {
 		return err
 	}
-	w := os.Stdout
+	w := o.Out
 	if o.Output == "json" {
 		w = os.Stderr
 	}
@@ -153,7 +158,7 @@ func (h *Host) arrived(o Options) bool {
 	}
 	for _, u := range o.URLs {
 		if slices.Contains(id.Endpoints(), strings.TrimSuffix(u, "/")) {
-			fmt.Printf("%s is in the pool already; servers: %s\nIt takes part with: atolld up\n", id.Node(), strings.Join(id.Endpoints(), " "))
+			fmt.Fprintf(o.Out, "%s is in the pool already; servers: %s\nIt takes part with: atolld up\n", id.Node(), strings.Join(id.Endpoints(), " "))
 			return true
 		}
 	}
@@ -246,11 +251,15 @@ func (h *Host) ask(ctx context.Context, o Options, own *ownPool, m *join.Move) (
 		return nil, err
 	}
 	ans.Plan.Clashes = append(ans.Plan.Clashes, foreign...)
-	if err := showPlan(os.Stdout, o, &ans.Plan); err != nil {
+	if err := showPlan(o.Out, o, &ans.Plan); err != nil {
 		return nil, err
 	}
 	if len(ans.Plan.Clashes) > 0 {
-		return nil, inTheWay(ans.Plan.Clashes)
+		err := inTheWay(ans.Plan.Clashes)
+		if m != nil && !o.DryRun { // an earlier attempt did not get there: the pool does not have this host
+			err = errors.Join(err, m.Drop(h.State))
+		}
+		return nil, err
 	}
 	if o.DryRun {
 		return nil, nil //nolint:nilnil // as was asked for
@@ -270,9 +279,9 @@ func (h *Host) ask(ctx context.Context, o Options, own *ownPool, m *join.Move) (
 		return nil, err
 	}
 	ans, err = join.Adopt(ctx, h.Deps, req, own.Own, o.Into, false)
-	if err == nil && len(ans.Plan.Clashes) > 0 {
+	if err == nil && len(ans.Plan.Clashes) > 0 { // they came after the plan was shown
 		err = inTheWay(ans.Plan.Clashes)
-		for _, f := range ans.Plan.Clashes { // they came after the plan was shown
+		for _, f := range ans.Plan.Clashes {
 			fmt.Fprintln(os.Stderr, f)
 		}
 	}
