@@ -349,3 +349,23 @@ func TestGoesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// The host may be called otherwise in its new pool.
+func TestAnotherName(t *testing.T) {
+	w := newWorld(t)
+	w.host.Node, w.host.Named = "isle7", true
+	if err := w.run(adopt.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	id, err := join.Load(w.host.State, w.host.Deps)
+	if err != nil || id.Node() != "isle7" {
+		t.Fatalf("%+v %v", id, err)
+	}
+	as, err := store.Get[*api.Assignment](t.Context(), w.mem, api.Ref{Kind: api.KindAssignment, Tenant: "acme/shop", Name: "web"})
+	if err != nil || as.Spec.Node != "isle7" {
+		t.Fatalf("%+v %v", as, err)
+	}
+	if _, err := w.mem.Get(t.Context(), api.Ref{Kind: api.KindNode, Name: "isle9"}); !errors.Is(err, errs.NotFound) {
+		t.Fatal(err)
+	}
+}
