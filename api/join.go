@@ -126,8 +126,40 @@ const KindNodeIdentity Kind = "NodeIdentity"
 // the identity, or joining another machine under the name, revokes it at once.
 type NodeIdentity struct {
 	Head
-	Spec NodeIdentitySpec `json:"spec"`
+	Spec   NodeIdentitySpec   `json:"spec"`
+	Status NodeIdentityStatus `json:"status,omitzero"`
 }
+
+// NodeIdentityStatus is what a host that runs no instances, and so has no Node, tells of
+// itself (POST /v1/nodeidentities/{name}/version).
+type NodeIdentityStatus struct {
+	Version string       `json:"version,omitempty" doc:"of its daemon"`
+	Release int          `json:"release,omitempty" doc:"of its daemon"`
+	Arch    string       `json:"arch,omitempty" doc:"its processor" example:"amd64"`
+	Upgrade *NodeUpgrade `json:"upgrade,omitempty" doc:"the versions it has"`
+}
+
+// Validate checks what a host tells.
+func (s *NodeIdentityStatus) Validate() []errs.Field {
+	f := VersionFields("version", s.Version)
+	if s.Release < 0 || s.Release > maxRelease {
+		f = append(f, errs.Field{Field: "release", Value: strconv.Itoa(s.Release), Rule: "must be from 0 to " + strconv.Itoa(maxRelease)})
+	}
+	if len(s.Arch) > maxToldText {
+		f = append(f, errs.Field{Field: "arch", Rule: "is too long", Example: "amd64"})
+	}
+	if u := s.Upgrade; u != nil && (len(u.Staged) > maxToldVersions || len(u.Error) > maxToldError) {
+		f = append(f, errs.Field{Field: "upgrade", Rule: "tells too much"})
+	}
+	return f
+}
+
+const (
+	maxRelease      = 1 << 20
+	maxToldText     = 64
+	maxToldError    = 4096
+	maxToldVersions = 256
+)
 
 // NodeIdentitySpec is the key and how it came.
 type NodeIdentitySpec struct {

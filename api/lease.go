@@ -66,6 +66,20 @@ func LeaderLease() Ref { return Ref{Kind: KindLease, Name: LeaseLeader} }
 // Held reports whether somebody may act by it.
 func (l *Lease) Held() bool { return l.Spec.State == LeaseHeld }
 
+// Stopped reports whether it is known that the holder runs nothing that must not run
+// twice: it left in good order, somebody proved it, or the lease ended on a host that
+// stops such things by itself before. That a lease ended says nothing about any other
+// host, nor about one whose node (nil) is not known.
+func (l *Lease) Stopped(n *Node) bool {
+	switch {
+	case l.Held():
+		return false
+	case l.Spec.Proof != nil, l.Spec.State == LeaseReleased:
+		return true
+	}
+	return l.Spec.State == LeaseExpired && n != nil && n.Fences()
+}
+
 // Validate has nothing to check: users cannot write leases.
 func (l *Lease) Validate() []errs.Field { return nil }
 

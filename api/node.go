@@ -149,6 +149,12 @@ func (n *Node) Ready() bool {
 	return c != nil && c.Status
 }
 
+// Fences reports whether the host stops by itself what must not run twice, before its lease ends.
+func (n *Node) Fences() bool {
+	c := n.Condition(ConditionFences)
+	return c != nil && c.Status
+}
+
 // ReasonOutOfReach is why a node is not ready that is not heard of but may run on alone
 // (spec.disconnectAllowed): its lease is held.
 const ReasonOutOfReach = "OutOfReach"

@@ -162,6 +162,22 @@ type UpgradeHost struct {
 	Error   string      `json:"error,omitempty" doc:"why it failed"`
 }
 
+// UpgradeHosts are the hosts that an upgrade walks: the nodes, and in the shape of one
+// each host that runs no instances.
+func UpgradeHosts(nodes []*Node, ids []*NodeIdentity) []*Node {
+	out := slices.Clone(nodes)
+	for _, id := range ids {
+		if id.Spec.Role == RoleNode || id.Spec.Revoked != "" || slices.ContainsFunc(nodes, func(n *Node) bool { return n.Name == id.Name }) {
+			continue
+		}
+		st := &id.Status
+		out = append(out, &Node{Head: Head{K: KindNode, Meta: Meta{Name: id.Name}}, Status: NodeStatus{Version: st.Version, Release: st.Release, Arch: st.Arch, Upgrade: st.Upgrade,
+			Conditions: []Condition{{Type: ConditionReady, Status: true}}}})
+	}
+	slices.SortFunc(out, func(a, b *Node) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
 // Host finds the line of a host; nil when there is none.
 func (s *UpgradeStatus) Host(name string) *UpgradeHost {
 	for i := range s.Hosts {

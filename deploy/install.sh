@@ -74,7 +74,7 @@ begin() {
   fi
   mkdir -p /var/log/atoll /run/atoll
   old=$(cat /run/atoll/atolld.pid 2>/dev/null || true)
-  if [ -n "$old" ] && readlink "/proc/$old/exe" 2>/dev/null | grep -q '^/usr/local/bin/atolld'; then
+  if [ -n "$old" ] && readlink "/proc/$old/exe" 2>/dev/null | grep -q '/atolld\( (deleted)\)\{0,1\}$'; then
     # It takes up what changed; instances run on meanwhile.
     kill "$old" 2>/dev/null || true
     i=0
@@ -107,10 +107,12 @@ main() {
     fetch "$b" || fail "$url has no $b"
   done
   extra=""
-  if fetch atoll-init; then extra=atoll-init; fi
+  for b in atoll-init atoll-watchdog; do
+    if fetch "$b"; then extra="$extra $b"; fi
+  done
   need_packages
   for b in atolld atoll $extra; do put "$b"; done
-  row programs "$bin: atolld atoll $extra" ok
+  row programs "$bin: atolld atoll$extra" ok
   "$bin/atolld" join "$@" </dev/null
   unset ATOLLD_TOKEN # the daemon does not need it
   begin

@@ -41,9 +41,11 @@ if [ -d /run/systemd/system ]; then
 else
   mkdir -p /var/log/atoll /run/atoll
   old=$(cat /run/atoll/atolld.pid 2>/dev/null || true)
-  if [ -n "$old" ] && [ "$(readlink "/proc/$old/exe" 2>/dev/null | sed 's/ (deleted)$//')" = /usr/local/bin/atolld ]; then
-    if [ "$(readlink "/proc/$old/exe")" != /usr/local/bin/atolld ]; then
-      # The binary was replaced: the new one takes over; instances run on meanwhile.
+  exe=$(readlink "/proc/$old/exe" 2>/dev/null || true)
+  if [ -n "$old" ] && [ "$(basename "${exe% (deleted)}")" = atolld ]; then
+    if [ "$exe" != /usr/local/bin/atolld ]; then
+      # The binary was replaced, or an upgrade has chosen another one: the installed one
+      # begins and chooses again. Instances run on meanwhile.
       kill "$old"
       for _ in $(seq 200); do kill -0 "$old" 2>/dev/null || break; sleep 0.05; done
       old=""

@@ -99,6 +99,7 @@ var floors = map[string]int{
 	"cmd/atolld/twin":    46, // atolld sim
 	"cmd/atolld/adopt":   46, // atolld join --adopt
 	"cmd/atolld/change":  46, // upgrades of one host
+	"cmd/atolld/images":  46, // the image store, for the agent
 	"test/rig":           47, // pools for tests and benches
 	"test/lab":           48, // pools of several hosts
 	"bench/lib":          49,

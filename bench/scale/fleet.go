@@ -31,6 +31,7 @@ import (
 	"atoll/internal/reconcile"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
+	"atoll/internal/store/replica"
 	"atoll/internal/tunnel"
 	"atoll/internal/tunnel/wire"
 )
@@ -167,7 +168,13 @@ func (h *host) live(ctx context.Context) error {
 	}
 	defer h.rs.Close()
 	h.holder = lease.NewHolder(lease.HolderDeps{Clock: clk, Log: h.log, Ways: h.ways()})
-	st := store.Fenced(watched{h.rs, h.yard}, api.NodeLease(h.name), h.holder.Rev)
+	// On a disk of its own, as every host has one: here in memory, beside the server's etcd.
+	rep, err := replica.Open(replica.Config{Node: h.name, Pool: "sim", Source: watched{h.rs, h.yard}, Path: filepath.Join(dir, "replica"), Clock: clk, Log: h.log, LeaseRev: h.holder.Rev})
+	if err != nil {
+		return err
+	}
+	defer rep.Close()
+	st := store.Fenced(rep, api.NodeLease(h.name), h.holder.Rev)
 	rec := reconcile.NewRecorder(st, clk, h.log, "agent/"+h.name)
 	a, err := h.agent(st, rec)
 	if err != nil {
@@ -189,6 +196,7 @@ func (h *host) live(ctx context.Context) error {
 	}
 	g.Go(func() error { return h.holder.Run(ctx) })
 	if !h.agentless {
+		g.Go(func() error { return rep.Run(ctx) })
 		if err := a.LeaseTaken(ctx, h.holder.Rev()); err != nil {
 			return err
 		}

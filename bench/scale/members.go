@@ -12,11 +12,15 @@ import (
 
 var errChanged = errors.New("something changed")
 
-// members follows what atolld follows beside its agent: which servers there are, and
-// whether its host shall keep the state (cmd/atolld: onChange).
+// members follows what atolld follows beside its agent: which servers there are, whether
+// its host shall keep the state (cmd/atolld: onChange), and what upgrades want of it.
 func (h *host) members(ctx context.Context, st store.Store) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, sel := range []api.Selector{{Kind: api.KindMember}, {Kind: api.KindMember, Name: h.name}} {
+	for _, w := range []struct {
+		st  store.Store
+		sel api.Selector
+	}{{st, api.Selector{Kind: api.KindMember}}, {h.rs, api.Selector{Kind: api.KindMember, Name: h.name}}, {h.rs, api.Selector{Kind: api.KindUpgrade, Name: api.PoolName}}} {
+		st, sel := w.st, w.sel
 		g.Go(func() error {
 			for {
 				_, rev, err := st.List(ctx, sel)

@@ -63,6 +63,7 @@ func (n *node) keepLease(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for {
+		n.file.Lock()
 		if g, until := n.holder.Tenure(); g.Duration >= longLease && n.holder.Held() && n.agent.Seen() == g.Rev {
 			now := boot.Now()
 			// At is what the clock on the wall shows, without the monotonic part.
@@ -76,6 +77,7 @@ func (n *node) keepLease(ctx context.Context) error {
 		} else if g.Duration < longLease {
 			n.dropLease()
 		}
+		n.file.Unlock()
 		if err := n.clk.Sleep(ctx, keepEvery); err != nil {
 			return err
 		}
@@ -84,10 +86,26 @@ func (n *node) keepLease(ctx context.Context) error {
 
 // dropLease forgets on the disk what is over.
 func (n *node) dropLease() {
-	if n.rep == nil {
-		return
-	}
-	if err := n.rep.SaveLease(replica.Lease{}); err != nil {
+	if err := n.forgetLease(); err != nil {
 		n.log.Error("the lease on the disk is over, and cannot be removed", "error", err)
 	}
+}
+
+func (n *node) forgetLease() error {
+	if n.rep == nil {
+		return nil
+	}
+	return n.rep.SaveLease(replica.Lease{})
+}
+
+// shorter returns nil when neither the watchdog nor what is on the disk goes by the longer
+// lease that there was: only then may the pool count on the shorter one.
+func (n *node) shorter(ctx context.Context, _ time.Duration) error {
+	n.file.Lock()
+	err := n.forgetLease() // keepLease writes the new one
+	n.file.Unlock()
+	if err != nil {
+		return err
+	}
+	return n.warden.settle(ctx)
 }

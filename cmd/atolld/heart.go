@@ -67,12 +67,14 @@ type heartDeps struct {
 	dir   directory
 	// extended is told of every heartbeat that was acknowledged; nil: nobody is.
 	extended func(end time.Duration, alone bool)
+	// shorter has what else goes by the lease know that it lasts shorter; nil: nothing does.
+	shorter func(ctx context.Context, end time.Duration) error
 }
 
 func newHeart(d heartDeps) *heart {
 	h := &heart{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, dir: d.dir, ways: map[string]*lease.Remote{}}
 	h.holder = lease.NewHolder(lease.HolderDeps{HolderConfig: lease.HolderConfig{Interval: d.c.Heartbeat.D()}, Clock: d.clk, Log: d.log, Ways: h.servers,
-		Boot: boot.Now, Extended: d.extended})
+		Boot: boot.Now, Extended: d.extended, Shorter: d.shorter})
 	return h
 }
 

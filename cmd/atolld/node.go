@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"atoll/api"
 	"atoll/cmd/atolld/change"
+	"atoll/cmd/atolld/images"
 	"atoll/internal/agent"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
@@ -35,6 +38,8 @@ type node struct {
 	agent  *agent.Agent
 	rec    *reconcile.Recorder
 	warden *warden
+	began  atomic.Bool      // the agent has
+	file   sync.Mutex       // held while the lease is written to the disk, as it is
 	rep    *replica.Replica // what the agent works on, where others keep the state; else nil
 }
 
@@ -44,7 +49,7 @@ type nodeDeps struct {
 	clk    clock.Clock
 	log    *slog.Logger
 	store  store.Store
-	imgs   *images
+	imgs   *images.Images
 	id     *join.Identity
 	plane  func() *plane
 	remote *remote.Store // what is below store; nil where the state is in this process
@@ -54,7 +59,7 @@ type nodeDeps struct {
 func newNode(d nodeDeps) (*node, error) {
 	n := &node{remote: d.remote}
 	n.warden = newWarden(fence.New(fence.Config{Run: d.c.Run, Group: d.c.Group, Start: fence.Spawn(d.c.Run, d.c.Group), Clock: d.clk, Log: d.log, OnFenced: n.fenced}), d.log)
-	n.heart = newHeart(heartDeps{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, dir: directory{where: n.endpoints, watched: d.store}, extended: n.warden.extend})
+	n.heart = newHeart(heartDeps{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, dir: directory{where: n.endpoints, watched: d.store}, extended: n.warden.extend, shorter: n.shorter})
 	n.st = store.Fenced(d.store, api.NodeLease(d.c.Node), n.holder.Rev)
 	dv, err := buildDrivers(d.c, d.clk, d.log)
 	if err != nil {
@@ -86,6 +91,7 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 		poke(n.lost)
 	}
 	n.keep(ctx, g)
+	g.Go(func() error { return n.warden.run(ctx) }) // the watchdog of an earlier daemon hears of it as well
 	if !alone {
 		if err := n.agent.LeaseTaken(ctx, n.holder.Rev()); err != nil {
 			return err
@@ -94,12 +100,17 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 	if err := n.agent.Start(ctx); err != nil {
 		return err
 	}
+	n.began.Store(true)
 	n.fenced()
 	return nil
 }
 
-// fenced tells the agent what the watchdog stopped, also before this process began.
+// fenced tells the agent what the watchdog stopped, also before this process began; what
+// is read is gone, so it waits until the agent has found what is on the host.
 func (n *node) fenced() {
+	if !n.began.Load() {
+		return
+	}
 	list, done, err := fence.Take(n.c.Run)
 	if err == nil {
 		for _, f := range list {
@@ -125,7 +136,6 @@ func (n *node) run(ctx context.Context) error {
 	if n.rep != nil {
 		g.Go(func() error { return n.keepLease(ctx) })
 	}
-	g.Go(func() error { return n.warden.run(ctx) })
 	g.Go(func() error { return n.rec.Run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
 	return g.Wait()

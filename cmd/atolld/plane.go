@@ -125,8 +125,9 @@ func (p *plane) reign(ctx context.Context) error {
 	}
 	st := store.Fenced(p.st, api.LeaderLease(), func() int64 { return rev })
 	engine := reconcile.New(st, p.clk, p.log, reconcile.Events{})
+	rec := reconcile.NewRecorder(st, p.clk, p.log, "control")
 	cs, err := control.All(control.Deps{Clock: p.clk, Log: p.log, Chain: builtin.Policies(), Seed: 1, Subnet: p.c.Subnet,
-		Keep: policy.Keep{Buffer: p.c.Buffer, Spare: p.c.Spare}, Rebalance: p.rebalance(), Members: p.members(), Self: p.c.Node, Off: switchOff})
+		Keep: policy.Keep{Buffer: p.c.Buffer, Spare: p.c.Spare}, Rebalance: p.rebalance(), Members: p.members(), Self: p.c.Node, Off: switchOff, Tell: rec.Record})
 	if err != nil {
 		return err
 	}
@@ -139,10 +140,16 @@ func (p *plane) reign(ctx context.Context) error {
 	}
 	p.keeper.Store(k)
 	defer p.keeper.Store(nil)
+	if changed, err := builtin.UpdateRoles(ctx, st); err != nil {
+		p.log.Warn("roles of an earlier release are not brought up to date", "error", err)
+	} else if len(changed) > 0 {
+		p.log.Info("roles of an earlier release were brought up to date", "roles", changed)
+	}
 	p.log.Info("leads the pool", "took", p.clk.Now().Sub(began).Round(time.Millisecond).String())
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return k.Run(gctx) })
 	g.Go(func() error { return engine.Run(gctx) })
+	g.Go(func() error { return rec.Run(gctx) })
 	g.Go(func() error {
 		if err := lease.Replaced(gctx, p.st, rev); err != nil {
 			return err
@@ -254,8 +261,8 @@ func (p *plane) keepLevel(ctx context.Context) error {
 }
 
 // bootstrap makes what every pool begins with.
-func (p *plane) bootstrap(ctx context.Context, imgs *images, role api.JoinRole) error {
-	if err := bootstrap(ctx, p.st, p.clk, imgs); err != nil {
+func (p *plane) bootstrap(ctx context.Context, role api.JoinRole) error {
+	if err := bootstrap(ctx, p.st, p.clk); err != nil {
 		return err
 	}
 	if err := knowSelf(ctx, p.st, p.clk, p.c, role); err != nil {

@@ -88,6 +88,7 @@ func (h *daemon) pulse(ctx context.Context, g *errgroup.Group, dir directory) {
 			return err
 		}
 		b.keep(ctx, g)
+		h.beats.Store(b.holder)
 		return nil
 	})
 }
@@ -223,7 +224,17 @@ func (h *daemon) witness(ctx context.Context, g *errgroup.Group, mem *membership
 	}
 	g.Go(func() error { return h.takePart(ctx, rs, mem) })
 	h.pulse(ctx, g, told(rs))
+	h.tell(ctx, g, rs)
 	return nil
+}
+
+// tell is a host's part in upgrades that has no Node to tell of itself in.
+func (h *daemon) tell(ctx context.Context, g *errgroup.Group, rs *remote.Store) {
+	g.Go(func() error {
+		return h.up.Tell(ctx, func(ctx context.Context, st api.NodeIdentityStatus) (*api.Upgrade, error) {
+			return rs.TellVersion(ctx, h.id.Node(), st)
+		})
+	})
 }
 
 // bearWitness keeps a copy of the state until it ends.
@@ -236,6 +247,8 @@ func (h *daemon) bearWitness(ctx context.Context, rs *remote.Store, mem *members
 		return err
 	}
 	opened()
+	h.copy.Store(base)
+	defer h.copy.Store(nil)
 	defer base.Close()
 	debug.FreeOSMemory() // what opening took is not needed again
 	h.log.Info("this host keeps the pool's state, as a witness", "peer", mem.Advertise)

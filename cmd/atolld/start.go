@@ -19,10 +19,12 @@ import (
 
 	"atoll/api"
 	"atoll/cmd/atolld/change"
+	"atoll/cmd/atolld/images"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
 	"atoll/internal/join"
+	"atoll/internal/lease"
 	"atoll/internal/store"
 	"atoll/internal/store/etcdstore"
 	"atoll/internal/store/remote"
@@ -108,10 +110,12 @@ type daemon struct {
 	role  api.JoinRole
 	id    *join.Identity // nil: not known to anybody else yet
 	plane atomic.Pointer[plane]
-	node  *node                // nil where no instances run
-	works atomic.Pointer[node] // node, once it has its lease
-	rep   *replica.Replica     // what the agent needs of the pool, where others keep that
-	imgs  *images              // nil where no instances run
+	node  *node                           // nil where no instances run
+	beats atomic.Pointer[lease.Holder]    // where no instances run, once the lease is held
+	copy  atomic.Pointer[etcdstore.Store] // of a witness, while it keeps one
+	works atomic.Pointer[node]            // node, once it has its lease
+	rep   *replica.Replica                // what the agent needs of the pool, where others keep that
+	imgs  *images.Images                  // nil where no instances run
 	up    *change.Changer
 	parts sync.WaitGroup // streams of this process's own agent
 }
@@ -161,7 +165,7 @@ func upOnce(ctx context.Context, c config, role api.JoinRole, log *slog.Logger, 
 		_ = h.rep.Close() // as well
 	}
 	if h.imgs != nil {
-		_ = h.imgs.store.Close() // as well
+		_ = h.imgs.Close() // as well
 	}
 	return err
 }
@@ -172,7 +176,7 @@ func upOnce(ctx context.Context, c config, role api.JoinRole, log *slog.Logger, 
 func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 	var open errgroup.Group // both wait for the disk
 	if h.role == api.RoleNode {
-		open.Go(func() (err error) { h.imgs, err = openImages(ctx, h.c, h.clk, h.log); return err })
+		open.Go(func() (err error) { h.imgs, err = images.Open(ctx, imagesConfig(h.c), h.clk, h.log); return err })
 	}
 	open.Go(func() error {
 		p, err := openPlane(ctx, h.c, etcdstore.Peers{}, h.clk, h.log)
@@ -189,7 +193,7 @@ func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 	if err := h.mayBegin(ctx, p); err != nil {
 		return err
 	}
-	if err := p.bootstrap(ctx, h.imgs, h.role); err != nil {
+	if err := p.bootstrap(ctx, h.role); err != nil {
 		return err
 	}
 	if err := h.found(ctx, p); err != nil {
@@ -202,6 +206,11 @@ func (h *daemon) alone(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return p.keepLevel(ctx) })
 	if h.role != api.RoleNode {
 		h.pulse(ctx, g, directory{where: p.endpoints, watched: p.st})
+		g.Go(func() error {
+			return h.up.Tell(ctx, func(ctx context.Context, st api.NodeIdentityStatus) (*api.Upgrade, error) {
+				return p.desk(p.fresh).Told(ctx, h.c.Node, st)
+			})
+		})
 		g.Go(func() error { return p.serve(ctx) })
 		return nil
 	}
@@ -230,9 +239,10 @@ func (h *daemon) oneOfMany(ctx context.Context, g *errgroup.Group, mem *membersh
 	if h.role != api.RoleNode {
 		g.Go(func() error { return h.takePart(ctx, rs, mem) })
 		h.pulse(ctx, g, told(rs))
+		h.tell(ctx, g, rs)
 		return nil
 	}
-	if h.imgs, err = openImages(ctx, h.c, h.clk, h.log); err != nil {
+	if h.imgs, err = images.Open(ctx, imagesConfig(h.c), h.clk, h.log); err != nil {
 		return err
 	}
 	pool := sha256.Sum256(h.id.Authority())

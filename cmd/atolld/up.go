@@ -17,10 +17,12 @@ import (
 
 	"atoll/api"
 	"atoll/cmd/atolld/builtin"
+	"atoll/cmd/atolld/images"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
 	"atoll/internal/driver"
 	"atoll/internal/errs"
+	"atoll/internal/image/registry"
 	"atoll/internal/release"
 	"atoll/internal/server"
 	"atoll/internal/store"
@@ -173,7 +175,7 @@ func etcdTLS(c config) (*tls.Config, error) {
 }
 
 // bootstrap makes what every pool has: the roles and ranks that come with Atoll.
-func bootstrap(ctx context.Context, s store.Store, clk clock.Clock, imgs *images) error {
+func bootstrap(ctx context.Context, s store.Store, clk clock.Clock) error {
 	roles, _, err := s.List(ctx, api.Selector{Kind: api.KindRole, Limit: 1})
 	if err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
@@ -276,4 +278,10 @@ func newLogger(c config) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(os.Stderr, opt)), nil
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, opt)), nil
+}
+
+// imagesConfig is what the image store is told of the settings.
+func imagesConfig(c config) images.Config {
+	return images.Config{Node: c.Node, State: c.State, Busybox: c.Busybox, UID: newUID,
+		Registry: registry.Options{AuthFile: c.Registry.AuthFile, Mirrors: c.Registry.Mirrors, CAFiles: c.Registry.CAFiles, Insecure: c.Registry.Insecure}}
 }

@@ -57,10 +57,14 @@ func (h *daemon) Publish() {
 // keeps the state it answers from it.
 func (h *daemon) Well(ctx context.Context) error {
 	n := h.works.Load()
-	if n == nil {
-		return errs.New(errs.Unavailable, "the agent has not started")
+	holder := h.beats.Load()
+	if n != nil {
+		holder = n.holder
 	}
-	if !n.holder.Held() {
+	if holder == nil {
+		return errs.New(errs.Unavailable, "the host has not started")
+	}
+	if !holder.Held() {
 		return errs.New(errs.Unavailable, "the host does not hold its lease")
 	}
 	ctx, cancel := context.WithTimeout(ctx, change.ClosePatience)
@@ -70,7 +74,13 @@ func (h *daemon) Well(ctx context.Context) error {
 		return err
 	}
 	p := h.plane.Load()
+	if h.role == api.RoleWitness {
+		return h.witnesses(ctx, mem)
+	}
 	if p == nil && mem == nil && h.id != nil {
+		if n == nil { // a server that is not wanted among those that keep the state
+			return nil
+		}
 		_, err := n.st.Get(ctx, api.Ref{Kind: api.KindNode, Name: h.c.Node})
 		return err
 	}
@@ -79,4 +89,16 @@ func (h *daemon) Well(ctx context.Context) error {
 	}
 	_, err = p.shared.Sync(ctx)
 	return err
+}
+
+// witnesses reports whether a witness that is to keep the state does so.
+func (h *daemon) witnesses(ctx context.Context, mem *membership) error {
+	if mem == nil {
+		return nil
+	}
+	if s := h.copy.Load(); s != nil {
+		_, err := s.Sync(ctx)
+		return err
+	}
+	return errs.New(errs.Unavailable, "the copy of the state is not open")
 }

@@ -18,6 +18,7 @@ type warden struct {
 
 	mu    sync.Mutex
 	alone bool
+	known bool                // what runs here has been told
 	items map[string][]string // groups by instance
 }
 
@@ -39,6 +40,17 @@ func (w *warden) extend(end time.Duration, alone bool) {
 	}
 }
 
+// settle returns nil when the watchdog, if there is one, knows what extend was told last.
+func (w *warden) settle(ctx context.Context) error {
+	w.mu.Lock()
+	alone := w.alone
+	w.mu.Unlock()
+	if alone {
+		return nil
+	}
+	return w.fence.Settle(ctx)
+}
+
 // Guard has an instance stopped when the lease ends.
 func (w *warden) Guard(ctx context.Context, id string, groups []string) error {
 	w.mu.Lock()
@@ -57,6 +69,17 @@ func (w *warden) Guard(ctx context.Context, id string, groups []string) error {
 	return err
 }
 
+// GuardAll is told, once and before anything else, what runs here already.
+func (w *warden) GuardAll(ctx context.Context, groups map[string][]string) error {
+	w.mu.Lock()
+	for id, g := range groups {
+		w.items[id] = g
+	}
+	w.known = true
+	w.mu.Unlock()
+	return w.all(ctx)
+}
+
 // Unguard is told that an instance has ended.
 func (w *warden) Unguard(id string) {
 	w.mu.Lock()
@@ -71,22 +94,29 @@ func (w *warden) Unguard(id string) {
 // run keeps the watchdog current, and guards what runs already when a second host comes.
 func (w *warden) run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = each(ctx, w.wake, func() { w.all(ctx) }) }) // ends with ctx
+	wg.Go(func() {
+		_ = each(ctx, w.wake, func() {
+			if err := w.all(ctx); err != nil {
+				w.log.Error("what must not run twice is not guarded", "error", err)
+			}
+		})
+	}) // ends with ctx
 	err := w.fence.Run(ctx)
 	wg.Wait()
 	return err
 }
 
-func (w *warden) all(ctx context.Context) {
+// all has everything guarded at once, unless this host is alone.
+func (w *warden) all(ctx context.Context) error {
 	w.mu.Lock()
-	items := make(map[string][]string, len(w.items))
+	if w.alone || !w.known {
+		w.mu.Unlock()
+		return nil
+	}
+	items := make([]fence.Item, 0, len(w.items))
 	for id, g := range w.items {
-		items[id] = g
+		items = append(items, fence.Item{ID: id, Groups: g})
 	}
 	w.mu.Unlock()
-	for id, g := range items {
-		if err := w.fence.Guard(ctx, id, g); err != nil {
-			w.log.Error("what must not run twice is not guarded", "instance", id, "error", err)
-		}
-	}
+	return w.fence.GuardAll(ctx, items)
 }

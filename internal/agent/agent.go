@@ -93,6 +93,10 @@ type Lease interface{ Term() (rev int64, held bool) }
 
 // Guard is told which resource groups to empty when the lease ends.
 type Guard interface {
+	// GuardAll is called once, before the others, with the groups of what runs already, by
+	// ID: what guarded it for an earlier agent goes on until it knows all of these. After an
+	// error they are guarded as soon as can be, and Guard may be called for each again.
+	GuardAll(ctx context.Context, groups map[string][]string) error
 	Guard(ctx context.Context, id string, groups []string) error
 	Unguard(id string)
 }
@@ -138,6 +142,7 @@ type life struct {
 	pulledAt  time.Time // when readers were last told
 	ended     int64     // ends seen in this agent's time
 	once      bool      // it must not run twice
+	guarded   bool      // Guard knows of it
 	fenced    bool      // it was stopped because the lease ended
 	own       string    // cores it alone may use
 	pinned    string    // cores it was last put on; "": all
@@ -171,6 +176,9 @@ func (a *Agent) Start(ctx context.Context) error {
 		for _, o := range seen {
 			a.set(o.ID, func(l *life) { l.obs, l.runtime, l.ref = o, rt, o.Ref })
 		}
+	}
+	if err := a.guardFound(ctx); err != nil {
+		return err
 	}
 	if err := a.probe(ctx); err != nil {
 		return err

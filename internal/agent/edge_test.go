@@ -3,7 +3,10 @@ package agent_test
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -106,12 +109,42 @@ type held struct{ atomic.Bool }
 
 func (h *held) Term() (int64, bool) { return 0, h.Load() }
 
+// dog is a watchdog that notes what it is told.
+type dog struct {
+	mu   sync.Mutex
+	told []string // every call
+	err  error    // of GuardAll
+}
+
+func (d *dog) note(what string, err error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.told = append(d.told, what)
+	return err
+}
+
+func (d *dog) GuardAll(_ context.Context, groups map[string][]string) error {
+	ids := slices.Sorted(maps.Keys(groups))
+	return d.note("all "+strings.Join(ids, " "), d.err)
+}
+func (d *dog) Guard(_ context.Context, id string, _ []string) error { return d.note("one "+id, nil) }
+func (d *dog) Unguard(id string)                                    { _ = d.note("not "+id, nil) }
+
+func (d *dog) take() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	was := d.told
+	d.told = nil
+	return was
+}
+
 // edge is a host on which an agent lives and dies; the runtime stays.
 type edge struct {
 	t     *testing.T
 	line  *line
 	rt    *fake.Runtime
 	lease held
+	dog   agent.Guard
 	rev   int64
 	path  string
 	stop  func()
@@ -164,7 +197,7 @@ func (e *edge) begin() {
 	wg.Go(func() { _ = rep.Run(ctx) })
 	st := store.Fenced(rep, api.NodeLease(host), func() int64 { return e.rev })
 	rec := reconcile.NewRecorder(st, clock.Real{}, log, "agent/"+host)
-	a := agent.New(agent.Deps{Node: host, Store: st, Clock: clock.Real{}, Log: log, Recorder: rec, Images: imagesHere{}, Lease: &e.lease,
+	a := agent.New(agent.Deps{Node: host, Store: st, Clock: clock.Real{}, Log: log, Recorder: rec, Images: imagesHere{}, Lease: &e.lease, Guard: e.dog,
 		Runtimes: map[string]driver.Runtime{"container": e.rt}, Facts: func(context.Context) (api.NodeStatus, error) {
 			return api.NodeStatus{Capacity: api.Resources{api.CPU: 4000, api.Memory: 8 << 30}}, nil
 		}})
@@ -280,4 +313,47 @@ func TestAHostThatIsCutOffRunsOn(t *testing.T) {
 		}
 		e.stop()
 	})
+}
+
+// An agent that begins has everything guarded at once that it finds and that must not run
+// twice, also what the pool knows no more, and never one after the other.
+func TestWhatIsFoundIsGuardedAtOnce(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &dog{}
+			e := newEdge(t)
+			e.dog = d
+			for _, name := range []string{"db2", "old"} {
+				e.assign(name, api.InstanceSpec{Image: "x", Command: []string{"serve"}, Exclusive: true})
+			}
+			e.begin()
+			time.Sleep(10 * time.Second)
+			id := func(name string) string { return "x" + (name + "0123456789abcdef")[:15] }
+			if got := d.take(); len(got) != 4 || got[0] != "all " || slices.Contains(got, "one "+id("web")) {
+				t.Fatal("at first:", got)
+			}
+			e.stop()
+			for _, k := range []api.Kind{api.KindAssignment, api.KindInstance} {
+				e.pool(store.Remove(api.Ref{Kind: k, Tenant: "acme", Name: "old"}, store.Any))
+			}
+			if fails {
+				d.err = errs.New(errs.Unsupported, "no watchdog")
+			}
+			e.begin()
+			time.Sleep(10 * time.Second)
+			got := d.take()
+			want := []string{"all " + strings.Join([]string{id("db"), id("db2"), id("old")}, " "), "not " + id("old")}
+			if fails {
+				want = append(want, "one "+id("db"), "one "+id("db2"))
+			}
+			missing := slices.DeleteFunc(slices.Clone(want), func(s string) bool { return slices.Contains(got, s) })
+			if got[0] != want[0] || len(missing) > 0 || !fails && len(got) != 2 {
+				t.Errorf("it fails %v: %v, not %v", fails, got, want)
+			}
+			if !e.runs("db") || !e.runs("db2") || !e.runs("web") || e.runs("old") {
+				t.Error("something runs that should not, or the other way round")
+			}
+			e.stop()
+		})
+	}
 }

@@ -97,7 +97,7 @@ const fencePause = 500 * time.Millisecond
 // guard has what must not run twice stopped when the lease ends, whatever becomes of this process.
 func (a *Agent) guard(ctx context.Context, id string, in *api.Instance, rt driver.Runtime) error {
 	once := in.Spec.RunsOnce()
-	a.set(id, func(l *life) { l.once, l.fenced = once, false })
+	a.set(id, func(l *life) { l.once, l.guarded, l.fenced = once, false, false })
 	if !once || a.Guard == nil {
 		return nil
 	}
@@ -108,17 +108,58 @@ func (a *Agent) guard(ctx context.Context, id string, in *api.Instance, rt drive
 	if !ok {
 		return errs.New(errs.Unsupported, "isolation %s cannot promise to run only once", in.Spec.EffectiveIsolation()).WithHint("leave out spec.exclusive, the fixed address and named volumes")
 	}
-	return a.Guard.Guard(ctx, id, g.Groups(id))
+	if err := a.Guard.Guard(ctx, id, g.Groups(id)); err != nil {
+		return err
+	}
+	a.set(id, func(l *life) { l.guarded = true })
+	return nil
 }
 
-// adoptGuard guards again what an earlier agent started.
+// guardFound guards all at once what an earlier agent started. What the store does not know
+// any more may have been what must not run twice: it counts as such until it is gone.
+func (a *Agent) guardFound(ctx context.Context) error {
+	groups := map[string][]string{}
+	a.mu.Lock()
+	running := map[string]life{}
+	for id, l := range a.lives {
+		if l.obs.Phase == driver.PhaseRunning {
+			running[id] = *l
+		}
+	}
+	a.mu.Unlock()
+	for id, l := range running {
+		in, err := read[*api.Instance](ctx, a.Store, api.Ref{Kind: api.KindInstance, Tenant: l.ref.Tenant, Name: l.ref.Name})
+		if err != nil {
+			return err
+		}
+		if in != nil && runtimeID(in.UID) == id && !in.Spec.RunsOnce() {
+			continue
+		}
+		a.set(id, func(l *life) { l.once = true })
+		if g, ok := l.runtime.(driver.Grouper); ok {
+			groups[id] = g.Groups(id)
+		}
+	}
+	if a.Guard == nil {
+		return nil
+	}
+	if err := a.Guard.GuardAll(ctx, groups); err != nil {
+		a.Log.Warn("what must not run twice is not guarded", "instances", len(groups), "error", err)
+		return nil
+	}
+	for id := range groups {
+		a.set(id, func(l *life) { l.guarded = true })
+	}
+	return nil
+}
+
+// adoptGuard guards again what an earlier agent started, where guardFound could not.
 func (a *Agent) adoptGuard(ctx context.Context, id string, in *api.Instance, l life) {
-	if l.once || l.obs.Phase != driver.PhaseRunning || !in.Spec.RunsOnce() || l.runtime == nil {
+	if a.Guard == nil && l.once || l.guarded || l.obs.Phase != driver.PhaseRunning || !in.Spec.RunsOnce() || l.runtime == nil {
 		return
 	}
 	if err := a.guard(ctx, id, in, l.runtime); err != nil {
-		a.Log.Warn("what must not run twice is not guarded", "instance", id, "error", err)
-		a.set(id, func(l *life) { l.once = false }) // tried again at the next look
+		a.Log.Warn("what must not run twice is not guarded", "instance", id, "error", err) // tried again at the next look
 	}
 }
 

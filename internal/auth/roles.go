@@ -4,8 +4,12 @@ import (
 	"atoll/api"
 )
 
+// LabelBuiltin marks the roles that come with Atoll.
+const LabelBuiltin = "atoll/builtin"
+
 // BuiltinRoles are made at the first start of a pool; they are ordinary roles and
-// may be edited. admin: everything, also host paths, so bind it with care.
+// may be edited, which ends their being brought up to date by later releases.
+// admin: everything, also host paths, so bind it with care.
 // operator: everything but identity and backup; who may join is identity, too.
 // developer: a tenant's instances, what makes them, and images. viewer: reads, also logs.
 func BuiltinRoles() []*api.Role {
@@ -35,7 +39,7 @@ func BuiltinRoles() []*api.Role {
 
 func role(name, what string, rules ...api.RoleRule) *api.Role {
 	return &api.Role{
-		Head: api.Head{K: api.KindRole, Meta: api.Meta{Name: name, Labels: map[string]string{"atoll/builtin": "true"}, Annotations: map[string]string{"description": what}}},
+		Head: api.Head{K: api.KindRole, Meta: api.Meta{Name: name, Labels: map[string]string{LabelBuiltin: "true"}, Annotations: map[string]string{"description": what}}},
 		Spec: api.RoleSpec{Rules: rules},
 	}
 }

@@ -36,6 +36,8 @@ type Deps struct {
 	Self string
 	// DrainAtOnce bounds how many instances drains have under way. Default 10.
 	DrainAtOnce int
+	// Tell is told what happens to instances when their hosts are lost or drained; nil: nobody is.
+	Tell host.Teller
 }
 
 // All lists the controllers. To add one: write <name>.go and its line.
@@ -44,8 +46,8 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off}),
-		host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce}),
+	all := []reconcile.Controller{p, NewTidy(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off, Tell: d.Tell}),
+		host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce, Tell: d.Tell}),
 		host.NewUpgrade(host.UpgradeDeps{Clock: d.Clock, Log: d.Log, Self: d.Self})}
 	all = append(all, workload.All(d.Clock)...)
 	if d.Members.Group != nil || d.Members.External {

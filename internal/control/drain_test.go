@@ -101,6 +101,9 @@ func TestDrainMovesWhatCanMove(t *testing.T) {
 	if a.Spec.Evict == nil || a.Spec.Evict.To == "" || a.Spec.Evict.To == "n1" || a.Spec.Evict.Reason != "n1 is in maintenance: new memory" {
 		t.Fatalf("asked to leave: %+v", a.Spec.Evict)
 	}
+	if len(w.told) != 6 || !slices.Contains(w.told, "a0 normal Maintenance: leaves n1: n1 is in maintenance: new memory") {
+		t.Errorf("told: %q", w.told)
+	}
 	if d := w.drain("n1"); d == nil || d.State != api.DrainMoving || d.UnderWay != 6 || d.Total != 7 || d.Left != 1 || d.Kept != 1 {
 		t.Fatalf("told meanwhile: %+v", d)
 	}
@@ -134,6 +137,11 @@ func TestDrainMovesWhatCanMove(t *testing.T) {
 		if n := fmt.Sprintf("a%d", i); w.where(n) != "n1" || !w.runs(n) {
 			t.Errorf("after restoring %s is on %s, running: %v", n, w.where(n), w.runs(n))
 		}
+	}
+	if len(w.told) != 12 || !slices.ContainsFunc(w.told, func(s string) bool {
+		return strings.HasPrefix(s, "a0 ") && strings.HasSuffix(s, "goes back to n1, which is restored")
+	}) {
+		t.Errorf("told: %q", w.told)
 	}
 	if d := w.drain("n1"); d.State != api.DrainRestored || d.Returned != 6 || d.Moved != 0 {
 		t.Fatalf("restored: %+v", d)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"atoll/api"
@@ -119,6 +120,14 @@ func TestLostHost(t *testing.T) {
 	if a, in := w.assignment("local"), w.get("local"); a.Spec.Node != "h1" || in.Status.State != api.StateUnknown || a.Spec.Evict != nil {
 		t.Errorf("local: %+v %+v", a.Spec, in.Status)
 	}
+	w.settle() // nothing is told twice
+	slices.Sort(w.told)
+	if want := []string{"exclusive warning HostLost: its host h1 was lost",
+		"local warning HostLost: its host h1 is lost, and its volumes with it: it waits for the host to come back; 'atoll node remove h1 --force' gives it up",
+		"once warning HostLost: its host h1 was lost, and spec.restart is never",
+		"plain warning HostLost: its host h1 was lost"}; !slices.Equal(w.told, want) {
+		t.Errorf("told: %q", w.told)
+	}
 	if in := w.get("once"); in.Status.State != api.StateFailed || in.Status.Reason != api.ReasonHostLost {
 		t.Errorf("once: %+v", in.Status)
 	}
@@ -156,6 +165,9 @@ func TestLostHostThatDoesNotFence(t *testing.T) {
 	}
 	w.lose("h1", unfenced)
 	w.settle()
+	if l, err := store.Get[*api.Lease](context.Background(), w.mem, api.NodeLease("h1")); err != nil || l.Spec.Proof != nil {
+		t.Errorf("proof: %+v %v", l, err)
+	}
 	if a := w.assignment("plain"); a.Spec.Node != "h2" {
 		t.Errorf("plain: %+v", a.Spec)
 	}
@@ -179,6 +191,29 @@ func TestLostHostThatDoesNotFence(t *testing.T) {
 	say("1")
 	if a := w.assignment("exclusive"); a.Spec.Node != "h2" {
 		t.Errorf("by an operator's word: %+v", a.Spec)
+	}
+}
+
+// Of a host whose node is gone nobody knows whether it stops by itself what must not run twice.
+func TestLostHostWithoutANode(t *testing.T) {
+	w := newWorld(t, "10.0.0.0/24")
+	w.hosts(1, 10_000)
+	w.instance("plain", 100, nil)
+	w.instance("exclusive", 100, func(in *api.Instance) { in.Spec.Exclusive = true })
+	w.settle()
+	w.started("plain")
+	w.started("exclusive")
+	w.node("h2", 10_000)
+	w.lose("h1", nil)
+	if _, err := w.mem.Commit(context.Background(), store.Remove(api.Ref{Kind: api.KindNode, Name: "h1"}, store.Any)); err != nil {
+		t.Fatal(err)
+	}
+	w.settle()
+	if a := w.assignment("plain"); a.Spec.Node != "h2" {
+		t.Errorf("plain: %+v", a.Spec)
+	}
+	if a, in := w.assignment("exclusive"), w.get("exclusive"); a != nil && a.Spec.Node == "h2" || in.Status.State != api.StateUnknown {
+		t.Errorf("exclusive: %+v %+v", a, in.Status)
 	}
 }
 

@@ -27,6 +27,16 @@ type world struct {
 	clk *clock.Manual
 	eng *reconcile.Engine
 	uid int
+
+	told []string // of what happened to instances
+}
+
+// tell notes what people are told.
+func (w *world) tell(about api.Ref, uid, typ, reason, message string) {
+	if uid == "" {
+		w.t.Errorf("%s %s: told of without its UID", about, reason)
+	}
+	w.told = append(w.told, fmt.Sprint(about.Name, " ", typ, " ", reason, ": ", message))
 }
 
 func newWorld(t *testing.T, subnet string) *world {
@@ -34,7 +44,7 @@ func newWorld(t *testing.T, subnet string) *world {
 	w := &world{t: t, mem: store.NewMem(), clk: clock.NewManual(time.Unix(1000, 0))}
 	log := slog.New(slog.DiscardHandler)
 	w.eng = reconcile.New(w.mem, w.clk, log, reconcile.Events{})
-	cs, err := All(Deps{Clock: w.clk, Log: log, Subnet: subnet, Keep: policy.Keep{Buffer: 10}, Chain: policy.Chain{Filters: []policy.Filter{host.New(), resource.New(), port.New()}}})
+	cs, err := All(Deps{Clock: w.clk, Log: log, Tell: w.tell, Subnet: subnet, Keep: policy.Keep{Buffer: 10}, Chain: policy.Chain{Filters: []policy.Filter{host.New(), resource.New(), port.New()}}})
 	if err != nil {
 		t.Fatal(err)
 	}

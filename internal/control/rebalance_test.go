@@ -43,7 +43,7 @@ func (w *tide) engine(c RebalanceConfig) {
 		}
 	}})
 	c.Usage = w.usage
-	cs, err := All(Deps{Clock: w.clk, Log: log, Subnet: "10.0.0.0/16", Rebalance: c,
+	cs, err := All(Deps{Clock: w.clk, Log: log, Tell: w.tell, Subnet: "10.0.0.0/16", Rebalance: c,
 		Chain: policy.Chain{Filters: []policy.Filter{host.New(), resource.New(), affinity.New()}}})
 	if err != nil {
 		t.Fatal(err)

@@ -69,11 +69,15 @@ type Fence struct {
 	mu       sync.Mutex
 	deadline time.Duration // end of the lease, less the margin; 0: none yet
 	items    map[string]Item
-	stale    bool // the watchdog does not know the list
-	err      error
+	// listed is set when it is known what is to be guarded: until then a watchdog goes on
+	// with the list of an earlier daemon, and hears of deadlines only.
+	listed bool
+	stale  bool // the watchdog does not know the list
+	err    error
 }
 
-// New makes a Fence that guards nothing. It starts nothing.
+// New makes a Fence that guards nothing, and starts nothing. What a watchdog of an earlier
+// daemon guards stays so until the first call of GuardAll or Guard.
 func New(c Config) *Fence {
 	if c.Margin <= 0 {
 		c.Margin = DefaultMargin
@@ -92,6 +96,25 @@ func (f *Fence) Extend(leaseEnd time.Duration) {
 	f.deadline = leaseEnd - f.cfg.Margin
 	f.mu.Unlock()
 	f.nudge()
+}
+
+// Settle returns nil when no watchdog of this host goes by a later deadline than the one of
+// the last Extend: it was told, or there is none.
+func (f *Fence) Settle(ctx context.Context) error {
+	f.talk.Lock()
+	defer f.talk.Unlock()
+	if f.conn == nil {
+		if err := f.dial(); errors.Is(err, os.ErrNotExist) || errors.Is(err, errRefused) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	err := f.tell(ctx)
+	if err != nil {
+		f.hangUpLocked()
+	}
+	return err
 }
 
 // Guard has all processes in the groups stopped before the lease ends, from when it
@@ -113,7 +136,7 @@ func (f *Fence) Guard(ctx context.Context, id string, groups []string) error {
 		f.mu.Unlock()
 		return errs.New(errs.NoCapacity, "guard %s: %d instances that must not run twice are the most for a host", id, maxItems)
 	}
-	f.items[id], f.stale = it, true
+	f.items[id], f.listed, f.stale = it, true, true
 	f.mu.Unlock()
 	err := f.sync(ctx, true)
 	if err == nil {
@@ -128,11 +151,40 @@ func (f *Fence) Guard(ctx context.Context, id string, groups []string) error {
 	f.stale = true
 	f.mu.Unlock()
 	f.nudge()
+	return unguarded(ctx, id, err)
+}
+
+func unguarded(ctx context.Context, what string, err error) error {
 	if errors.Is(err, errs.Unavailable) || ctx.Err() != nil {
-		return fmt.Errorf("guard %s: %w", id, err)
+		return fmt.Errorf("guard %s: %w", what, err)
 	}
-	return errs.New(errs.Unsupported, "guard %s: the watchdog does not run: %w", id, err).
+	return errs.New(errs.Unsupported, "guard %s: the watchdog does not run: %w", what, err).
 		WithHint("atoll-watchdog must be installed beside atolld; what must not run twice is not started on this host without it. Try it: atolld watchdog --status")
+}
+
+// GuardAll is Guard for what runs already when a daemon begins, or when its host gets company:
+// the watchdog has the list of before until it has all of this one, so that nothing is left
+// out in between. Unlike Guard's, what is said here stays also when the watchdog cannot be
+// told now, and there is an error: Run tells it as soon as it can.
+func (f *Fence) GuardAll(ctx context.Context, items []Item) error {
+	for _, it := range items {
+		if err := it.check(f.cfg.Group); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	for _, it := range items {
+		f.items[it.ID] = it
+	}
+	n := len(f.items)
+	f.listed, f.stale = true, true
+	f.mu.Unlock()
+	err := f.sync(ctx, n > 0)
+	if err == nil {
+		return nil
+	}
+	f.nudge()
+	return unguarded(ctx, fmt.Sprintf("%d instances", len(items)), err)
 }
 
 // Unguard is called when nothing of it runs any more. The watchdog learns it soon, and
@@ -269,7 +321,7 @@ func (f *Fence) sync(ctx context.Context, start bool) error {
 // tell is one conversation.
 func (f *Fence) tell(ctx context.Context) error {
 	f.mu.Lock()
-	deadline, stale := f.deadline, f.stale
+	deadline, stale, listed := f.deadline, f.stale, f.listed
 	items := make([]Item, 0, len(f.items))
 	for _, i := range f.items {
 		items = append(items, i)
@@ -279,11 +331,13 @@ func (f *Fence) tell(ctx context.Context) error {
 	if !stale && len(items) == 0 {
 		return nil
 	}
-	st, err := f.told(ctx, deadline, items, stale)
-	if err != nil {
+	st, err := f.told(ctx, deadline, items, stale && listed)
+	if err != nil || !listed || deadline <= 0 {
 		f.mu.Lock()
 		f.stale = true
 		f.mu.Unlock()
+	}
+	if err != nil {
 		return err
 	}
 	if st.Fenced > f.fenced && f.cfg.OnFenced != nil {

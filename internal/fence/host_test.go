@@ -97,15 +97,17 @@ func asDaemon() {
 		fmt.Println("lease", int64(end))
 	}
 	extend()
-	for _, a := range os.Args[1:] {
-		id, group, _ := strings.Cut(a, "=")
-		if err := f.Guard(context.Background(), id, []string{group}); err != nil {
-			fmt.Println("error", err)
-			os.Exit(1)
-		}
-	}
-	fmt.Println("ready")
 	go func() { _ = f.Run(context.Background()) }()
+	go func() { // the heart beats, too, while a watchdog starts on a busy machine
+		for _, a := range os.Args[1:] {
+			id, group, _ := strings.Cut(a, "=")
+			if err := f.Guard(context.Background(), id, []string{group}); err != nil {
+				fmt.Println("error", err)
+				os.Exit(1)
+			}
+		}
+		fmt.Println("ready")
+	}()
 	for range time.Tick(lease / 8) {
 		extend()
 	}
@@ -551,6 +553,125 @@ func (h *host) gone() {
 		if time.Now().After(end) {
 			h.t.Fatal("it does not end", st, err)
 		}
+	}
+}
+
+// Between two daemons nothing is left out: the watchdog has the list of the first until it
+// has all of the second's, and hears of the new lease at once.
+func TestTheListIsHandedOver(t *testing.T) {
+	h := newHost(t)
+	var args []string
+	var items []Item
+	for _, id := range []string{"one", "two", "three"} {
+		g := h.put(id, "exec sleep 1000")
+		args, items = append(args, id+"="+g), append(items, Item{ID: id, Groups: []string{g}})
+	}
+	d := h.daemon(3*time.Second, args...)
+	d.signal(t, syscall.SIGKILL)
+	f := New(Config{Run: h.run, Group: h.group, Clock: clock.Real{}, Start: spawnSelf})
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = f.Run(ctx) })
+	end := boot.Now() + 20*time.Second
+	f.Extend(end)
+	seen := func(until time.Duration) {
+		t.Helper()
+		for began := boot.Now(); boot.Now()-began < until; time.Sleep(5 * time.Millisecond) {
+			if st, err := Status(ctx, h.run, clock.Real{}); err != nil || st.Guarded != 3 {
+				t.Fatalf("%+v %v", st, err)
+			}
+		}
+	}
+	seen(4 * time.Second) // longer than the lease of the one before
+	if st, err := Status(ctx, h.run, clock.Real{}); err != nil || st.Deadline < boot.Now()+10*time.Second || st.Fenced != 0 {
+		t.Fatalf("the new lease: %+v %v", st, err)
+	}
+	if err := f.GuardAll(ctx, items); err != nil {
+		t.Fatal(err)
+	}
+	seen(time.Second)
+	f.Unguard("three")
+	if err := f.Settle(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := Status(ctx, h.run, clock.Real{}); err != nil || st.Guarded != 2 {
+		t.Fatalf("%+v %v", st, err)
+	}
+	f.Extend(boot.Now() + 500*time.Millisecond)
+	h.emptied(5*time.Second, items[0].Groups[0], items[1].Groups[0])
+	if h.lives(items[2].Groups[0]) != 1 {
+		t.Error("what is not guarded any more was stopped")
+	}
+	h.record("one", "two")
+}
+
+// What a daemon found before it had a lease is guarded when it has one.
+func TestGuardAllBeforeTheLease(t *testing.T) {
+	h := newHost(t)
+	g := h.put("one", "exec sleep 1000")
+	f := New(Config{Run: h.run, Group: h.group, Clock: clock.Real{}, Start: spawnSelf})
+	if err := f.GuardAll(t.Context(), []Item{{ID: "one", Groups: []string{g}}}); err != nil {
+		t.Fatal(err) // there is a watchdog; it has no deadline yet
+	}
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = f.Run(ctx) })
+	f.Extend(boot.Now() + 2*time.Second)
+	h.emptied(10*time.Second, g)
+	h.record("one")
+}
+
+// A deadline that came nearer is the watchdog's when Settle says so.
+func TestSettle(t *testing.T) {
+	h := newHost(t)
+	f := New(Config{Run: h.run, Group: h.group, Clock: clock.Real{}, Start: spawnSelf})
+	f.Extend(boot.Now() + time.Hour)
+	if err := f.Settle(t.Context()); err != nil {
+		t.Fatal("there is no watchdog, so none goes by another deadline:", err)
+	}
+	if err := f.Guard(t.Context(), "one", []string{h.group + "/one"}); err != nil {
+		t.Fatal(err)
+	}
+	end := boot.Now() + time.Minute
+	f.Extend(end)
+	if st, err := Status(t.Context(), h.run, clock.Real{}); err != nil || st.Deadline <= end {
+		t.Fatal("it knew before:", st, err)
+	}
+	if err := f.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	st, err := Status(t.Context(), h.run, clock.Real{})
+	if err != nil || st.Deadline > end || st.Guarded != 1 {
+		t.Fatal(st, err)
+	}
+	if err := syscall.Kill(int(st.Pid), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for b := []byte(nil); !strings.Contains(string(b), ") T "); { // it stops a little later
+		if b, err = os.ReadFile(fmt.Sprintf("/proc/%d/stat", st.Pid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.Extend(boot.Now() + 50*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	if err := f.Settle(ctx); err == nil {
+		t.Error("a watchdog that hangs knows")
+	}
+	cancel()
+	f.Extend(boot.Now() + time.Millisecond) // nothing of it runs: it goes when this is over
+	if err := syscall.Kill(int(st.Pid), syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	f.Unguard("one")
+	if err := f.Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := End(t.Context(), h.run, clock.Real{}); err != nil {
+		t.Error(err)
 	}
 }
 

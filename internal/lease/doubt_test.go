@@ -76,13 +76,13 @@ func TestGivenUpWithoutAnAnswer(t *testing.T) {
 	if l, err := store.Get[*api.Lease](t.Context(), m, api.NodeLease("n")); err != nil || l.Held() {
 		t.Fatal(l, err)
 	}
-	if g, err := k.Renew(t.Context(), "n", 1); err == nil {
+	if g, err := k.Renew(t.Context(), "n", Beat{Epoch: 1}); err == nil {
 		t.Fatalf("acknowledged by a lease that had ended: %+v", g)
 	}
 	if err := look(t, k, clk, stall/2); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Renew(t.Context(), "n", 1); !errors.Is(err, errs.Conflict) {
+	if _, err := k.Renew(t.Context(), "n", Beat{Epoch: 1}); !errors.Is(err, errs.Conflict) {
 		t.Fatal("the host should take its lease anew:", err)
 	}
 	if g, err := k.Take(t.Context(), "n"); err != nil || g.Epoch != 2 {
@@ -112,6 +112,65 @@ func TestTakenWithoutAnAnswer(t *testing.T) {
 	}
 }
 
+// When another epoch is begun for nobody, the host cannot act by its own any more, and the
+// lease ends only when the host must have noticed.
+func TestTakenAwayInTime(t *testing.T) {
+	k, m, clk := led(t)
+	id := &api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity, Meta: api.Meta{Name: "n"}}}
+	if _, err := m.Commit(t.Context(), store.Create(id)); err != nil {
+		t.Fatal(err)
+	}
+	g, err := k.Take(t.Context(), "n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func() *api.Lease {
+		l, err := store.Get[*api.Lease](t.Context(), m, api.NodeLease("n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	if err := look(t, k, clk, 3*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Renew(t.Context(), "n", Beat{Epoch: g.Epoch}); err != nil {
+		t.Fatal(err)
+	}
+	next := api.Clone(read())
+	next.Spec.Epoch++
+	id, err = store.Get[*api.NodeIdentity](t.Context(), m, api.RefOf(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id = api.Clone(id)
+	id.Spec.Revoked = "removed by force"
+	if _, err := m.Commit(t.Context(), store.Update(next), store.Update(id)); err != nil {
+		t.Fatal(err)
+	}
+	if err := look(t, k, clk, stall/2); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Renew(t.Context(), "n", Beat{Epoch: g.Epoch}); !errors.Is(err, errs.Conflict) {
+		t.Error("it goes on in its old epoch:", err)
+	}
+	if _, err := k.Take(t.Context(), "n"); !errors.Is(err, errs.Denied) {
+		t.Error("it was turned away, and takes its lease anew:", err)
+	}
+	if err := look(t, k, clk, 4*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if !read().Held() {
+		t.Error("over while the host may believe to hold it")
+	}
+	if err := look(t, k, clk, 2*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if read().Held() {
+		t.Error("it never ends")
+	}
+}
+
 // Who removes a host, or gives up its lease by force, is believed.
 func TestTakenAway(t *testing.T) {
 	for _, gone := range []bool{false, true} {
@@ -136,7 +195,7 @@ func TestTakenAway(t *testing.T) {
 		if err := look(t, k, clk, stall/2); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := k.Renew(t.Context(), "n", g.Epoch); !errors.Is(err, errs.Conflict) {
+		if _, err := k.Renew(t.Context(), "n", Beat{Epoch: g.Epoch}); !errors.Is(err, errs.Conflict) {
 			t.Errorf("removed %v: still acknowledged: %v", gone, err)
 		}
 	}

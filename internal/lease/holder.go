@@ -15,7 +15,7 @@ import (
 type Renewer interface {
 	// Renew sends a heartbeat for an epoch, or with epoch 0 takes the lease anew.
 	// errs.Conflict: it is not held in this epoch. errs.Unavailable: ask another.
-	Renew(ctx context.Context, epoch int64) (Grant, error)
+	Renew(ctx context.Context, b Beat) (Grant, error)
 }
 
 // HolderConfig sets a Holder up.
@@ -35,7 +35,11 @@ type HolderDeps struct {
 	// Extended is told when the lease ends (of Boot) that was just acknowledged, and whether
 	// that matters. It is called before Held says so, and must be quick.
 	Extended func(end time.Duration, alone bool)
-	// Took is told of every new epoch, Lost that the lease can no longer be counted on.
+	// Shorter is told that the lease lasts shorter than before, and ends so (of Boot). When it
+	// returns nil nothing on this host counts on more any longer, also if this process ends
+	// now; until then the pool goes on as if it did. It should take less than Interval.
+	Shorter func(ctx context.Context, end time.Duration) error
+	// Took is told of every new epoch and of every other revision of the lease, Lost that the lease can no longer be counted on.
 	// Both are called in the goroutine of Run.
 	Took func(Grant)
 	Lost func()
@@ -48,6 +52,7 @@ type Holder struct {
 	mu    sync.Mutex
 	grant Grant
 	until time.Duration // of Boot; 0: not held
+	sure  time.Duration // how long a lease lasts at most by what anything on this host knows; 0: nothing does
 	said  bool          // Took was called, and not Lost since
 	best  int           // the way that answered last
 }
@@ -116,7 +121,7 @@ func (h *Holder) Resume(g Grant, until time.Duration) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.grant, h.until, h.said = g, until, true
+	h.grant, h.until, h.said, h.sure = g, until, true, g.Duration
 }
 
 // margin is what of a lease is kept for stopping things before it ends.
@@ -192,7 +197,7 @@ func (h *Holder) judge() {
 // beat sends one heartbeat, over the way that worked last, then over all others at once.
 func (h *Holder) beat(ctx context.Context) error {
 	h.mu.Lock()
-	epoch, best := h.grant.Epoch, h.best
+	b, best := Beat{Epoch: h.grant.Epoch, Duration: h.sure}, h.best
 	h.mu.Unlock()
 	ways := h.Ways()
 	if len(ways) == 0 {
@@ -201,20 +206,21 @@ func (h *Holder) beat(ctx context.Context) error {
 	best %= len(ways)
 	sent := h.Boot()
 	first, cancel := context.WithTimeout(ctx, h.Interval/2)
-	g, err := ways[best].Renew(first, epoch)
+	g, err := ways[best].Renew(first, b)
 	cancel()
-	if err != nil && !gone(err, epoch) && len(ways) > 1 {
+	if err != nil && !gone(err, b.Epoch) && len(ways) > 1 {
 		sent = h.Boot()
-		best, g, err = h.anyOther(ctx, ways, best, epoch)
+		b.Duration = 0 // of two that answer, only one is heard: what the other grants must not be shorter
+		best, g, err = h.anyOther(ctx, ways, best, b)
 	}
-	if gone(err, epoch) {
+	if gone(err, b.Epoch) {
 		h.forget()
 		return h.beat(ctx)
 	}
 	if err != nil {
 		return err
 	}
-	h.accept(g, sent, best)
+	h.accept(ctx, g, sent, best)
 	return nil
 }
 
@@ -222,7 +228,7 @@ func (h *Holder) beat(ctx context.Context) error {
 func gone(err error, epoch int64) bool { return epoch != 0 && errors.Is(err, errs.Conflict) }
 
 // anyOther asks all ways but one at once and takes the first good answer.
-func (h *Holder) anyOther(ctx context.Context, ways []Renewer, not int, epoch int64) (int, Grant, error) {
+func (h *Holder) anyOther(ctx context.Context, ways []Renewer, not int, b Beat) (int, Grant, error) {
 	all, cancel := context.WithTimeout(ctx, h.Interval)
 	defer cancel()
 	type answer struct {
@@ -236,7 +242,7 @@ func (h *Holder) anyOther(ctx context.Context, ways []Renewer, not int, epoch in
 	for i, w := range ways {
 		if i != not {
 			wg.Go(func() {
-				g, err := w.Renew(all, epoch)
+				g, err := w.Renew(all, b)
 				answers <- answer{i, g, err}
 			})
 		}
@@ -244,7 +250,7 @@ func (h *Holder) anyOther(ctx context.Context, ways []Renewer, not int, epoch in
 	var why error
 	for range len(ways) - 1 {
 		a := <-answers
-		if a.err == nil || gone(a.err, epoch) {
+		if a.err == nil || gone(a.err, b.Epoch) {
 			cancel()
 			return a.way, a.g, a.err
 		}
@@ -264,18 +270,39 @@ func (h *Holder) forget() {
 	}
 }
 
-func (h *Holder) accept(g Grant, sent time.Duration, way int) {
+func (h *Holder) accept(ctx context.Context, g Grant, sent time.Duration, way int) {
 	until := sent + g.Duration - margin(g.Duration)
 	if h.Extended != nil {
 		h.Extended(sent+g.Duration, g.Alone)
 	}
 	h.mu.Lock()
-	took := g.Epoch != h.grant.Epoch || !h.said
-	h.grant, h.until, h.best, h.said = g, max(until, h.until), way, true
+	took := g.Epoch != h.grant.Epoch || g.Rev != h.grant.Rev || !h.said
+	if g.Duration >= h.grant.Duration {
+		until = max(until, h.until)
+	}
+	h.grant, h.until, h.best, h.said = g, until, way, true
+	shorter := g.Duration < h.sure
+	if !shorter {
+		h.sure = g.Duration
+	}
 	h.mu.Unlock()
 	if took && h.Took != nil {
 		h.Took(g)
 	}
+	if !shorter {
+		return
+	}
+	if h.Shorter != nil {
+		sctx, cancel := context.WithTimeout(ctx, h.Interval/2)
+		defer cancel()
+		if err := h.Shorter(sctx, sent+g.Duration); err != nil {
+			h.Log.Warn("the lease lasts shorter now, but not yet for all that is done by it here", "error", err)
+			return
+		}
+	}
+	h.mu.Lock()
+	h.sure = g.Duration
+	h.mu.Unlock()
 }
 
 // Local is the way to the Keeper of this process; nil while it does not lead.
@@ -287,15 +314,15 @@ type local struct {
 }
 
 // Renew asks the Keeper.
-func (l local) Renew(ctx context.Context, epoch int64) (Grant, error) {
+func (l local) Renew(ctx context.Context, b Beat) (Grant, error) {
 	k := l.keeper()
 	if k == nil {
 		return Grant{}, notLeading()
 	}
-	if epoch == 0 {
+	if b.Epoch == 0 {
 		return k.Take(ctx, l.node)
 	}
-	return k.Renew(ctx, l.node, epoch)
+	return k.Renew(ctx, l.node, b)
 }
 
 func notLeading() error { return errs.New(errs.Unavailable, "this server does not lead") }

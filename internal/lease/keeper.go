@@ -34,6 +34,13 @@ type Grant struct {
 	Alone    bool          // the Keeper is in this process, there never was another node, and no other server
 }
 
+// Beat is a heartbeat.
+type Beat struct {
+	Epoch int64 // of the lease that is held; 0: to take it anew
+	// Duration is what the holder, and whoever stops things for it, counts on at most; 0: it does not say.
+	Duration time.Duration
+}
+
 // Config sets a Keeper up.
 type Config struct {
 	Duration time.Duration // of a lease without a heartbeat; default 5 s
@@ -76,6 +83,10 @@ type tenure struct {
 	lease *api.Lease
 	heard time.Time
 	away  bool // it is marked as not ready, though its lease is held
+	// turning is set while another duration is being written. most bounds what is granted from
+	// then on, also when it is not known what became of that; 0: only the lease does.
+	turning bool
+	most    time.Duration
 	// ending is set while the end of the lease is being written, and until it is known
 	// whether it was: an acknowledgement after that would come too late.
 	ending bool
@@ -384,7 +395,7 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 		next = api.Clone(old)
 		op = store.Update(next)
 	}
-	if err := k.succeeds(ctx, next); err != nil {
+	if err := k.succeeds(ctx, node, next); err != nil {
 		return Grant{}, err
 	}
 	ops := []store.Op{op}
@@ -396,7 +407,11 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 		if d := n.Spec.DisconnectAllowed; d != nil {
 			duration = max(duration, d.D())
 		}
-		if c, changed := k.heldBack(n, next, now); changed {
+		c, changed, err := k.heldBack(ctx, n, next, now)
+		if err != nil {
+			return Grant{}, err
+		}
+		if changed {
 			back = c
 			n = api.Clone(n)
 			n.Status.Conditions = api.SetCondition(n.Status.Conditions, c)
@@ -404,6 +419,9 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 		}
 	case !errors.Is(err, errs.NotFound):
 		return Grant{}, fmt.Errorf("read node %s: %w", node, err)
+	}
+	if next.Held() { // an earlier process may count on that; Renew makes it shorter
+		duration = max(duration, next.Spec.Duration.D())
 	}
 	next.Spec = api.LeaseSpec{Holder: node, Epoch: next.Spec.Epoch + 1, State: api.LeaseHeld, Since: now.UTC(),
 		Duration: api.Duration(duration), Losses: next.Spec.Losses}
@@ -430,43 +448,68 @@ func (k *Keeper) Take(ctx context.Context, node string) (Grant, error) {
 }
 
 // succeeds makes a new machine under an old name wait until the lease of the one before
-// has ended: that one stops by itself what must not run twice, but not sooner.
-func (k *Keeper) succeeds(ctx context.Context, l *api.Lease) error {
-	if !l.Held() {
-		return nil
-	}
-	id, err := store.Get[*api.NodeIdentity](ctx, k.Store, api.Ref{Kind: api.KindNodeIdentity, Name: l.Spec.Holder})
+// has ended: that one stops by itself what must not run twice, but not sooner. One that
+// was turned away gets no lease, also while its connection still stands.
+func (k *Keeper) succeeds(ctx context.Context, node string, l *api.Lease) error {
+	id, err := store.Get[*api.NodeIdentity](ctx, k.Store, api.Ref{Kind: api.KindNodeIdentity, Name: node})
 	if errors.Is(err, errs.NotFound) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("read identity of %s: %w", l.Spec.Holder, err)
+		return fmt.Errorf("read identity of %s: %w", node, err)
 	}
-	if id.Spec.JoinedAt.After(l.Spec.Since) {
-		return errs.New(errs.Unavailable, "another machine was %s, and its lease has not ended yet", l.Spec.Holder)
+	if id.Spec.Revoked != "" {
+		return errs.New(errs.Denied, "host %s was turned away: %s", node, id.Spec.Revoked).WithHint("it comes back by joining anew: atoll node token --node %s", node)
+	}
+	if l.Held() && id.Spec.JoinedAt.After(l.Spec.Since) {
+		return errs.New(errs.Unavailable, "another machine was %s, and its lease has not ended yet", node)
 	}
 	return nil
 }
 
 // heldBack says whether a node that comes back gets new work at once: not when it has been coming and going.
-func (k *Keeper) heldBack(n *api.Node, l *api.Lease, now time.Time) (c api.Condition, changed bool) {
-	recent := 0
-	for _, at := range l.Spec.Losses {
-		if now.Sub(at) < k.FlapWindow {
-			recent++
+func (k *Keeper) heldBack(ctx context.Context, n *api.Node, l *api.Lease, now time.Time) (c api.Condition, changed bool, err error) {
+	losses := slices.DeleteFunc(slices.Clone(l.Spec.Losses), func(at time.Time) bool { return now.Sub(at) >= k.FlapWindow })
+	if len(losses) >= k.Flaps {
+		all, _, err := store.List[*api.Lease](ctx, k.Store, api.Selector{Kind: api.KindLease})
+		if err != nil {
+			return c, false, fmt.Errorf("list leases: %w", err)
 		}
+		losses = slices.DeleteFunc(losses, func(at time.Time) bool { return k.shared(all, at) })
 	}
+	recent := len(losses)
 	was := n.Condition(api.ConditionHeldBack)
 	if recent < k.Flaps {
-		return api.Condition{Type: api.ConditionHeldBack, Since: now.UTC()}, was != nil && was.Status
+		return api.Condition{Type: api.ConditionHeldBack, Since: now.UTC()}, was != nil && was.Status, nil
 	}
 	until := now.Add(min(k.FlapPause<<min(recent-k.Flaps, 10), k.FlapWindow)).UTC().Truncate(time.Second)
 	return api.Condition{Type: api.ConditionHeldBack, Status: true, Reason: until.Format(time.RFC3339), Since: now.UTC(),
-		Message: fmt.Sprintf("lost %d times within %s: nothing new is placed here until %s", recent, k.FlapWindow, until.Format(time.TimeOnly))}, true
+		Message: fmt.Sprintf("lost %d times within %s: nothing new is placed here until %s", recent, k.FlapWindow, until.Format(time.TimeOnly))}, true, nil
+}
+
+// shared reports whether most of the nodes that were there lost their leases at that time:
+// that was the leader's fault, or the network's, and no node's.
+func (k *Keeper) shared(all []*api.Lease, at time.Time) bool {
+	near := func(t time.Time) bool { return t.Sub(at).Abs() <= k.Duration }
+	there, lost := 0, 0
+	for _, l := range all {
+		switch {
+		case l.Name == api.LeaseLeader:
+		case slices.ContainsFunc(l.Spec.Losses, near):
+			there, lost = there+1, lost+1
+		case l.Held(), l.Spec.Since.After(at): // others were lost long before
+			there++
+		}
+	}
+	return lost > 1 && 2*lost > there
 }
 
 // Renew takes a heartbeat. errs.Conflict: the lease is not held in this epoch, take it anew.
-func (k *Keeper) Renew(ctx context.Context, node string, epoch int64) (Grant, error) {
+//
+// How long the lease of an edge host lasts may be changed meanwhile (spec.disconnectAllowed).
+// The lease says at least what the holder may count on: a longer one is written before it
+// is granted, a shorter one when the holder has said that it knows.
+func (k *Keeper) Renew(ctx context.Context, node string, b Beat) (Grant, error) {
 	if err := k.usable(); err != nil {
 		return Grant{}, err
 	}
@@ -481,20 +524,86 @@ func (k *Keeper) Renew(ctx context.Context, node string, epoch int64) (Grant, er
 	if leader.Revision != k.Term {
 		return Grant{}, errs.New(errs.Unavailable, "another server took the lead")
 	}
+	want, err := k.wanted(ctx, node)
+	if err != nil {
+		return Grant{}, err
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	t := k.nodes[node]
-	if t == nil || t.lease.Spec.Epoch != epoch {
-		return Grant{}, notHeld(node, epoch)
-	}
-	if t.ending {
-		return Grant{}, errs.New(errs.Unavailable, "the lease of %s is being given up", node)
+	t, err := k.tenure(node, b.Epoch)
+	if err != nil {
+		return Grant{}, err
 	}
 	if received.After(t.heard) {
 		t.heard = received
 	}
 	t.away = false
-	return k.grant(t.lease), nil
+	want = max(want, k.length(t.lease))
+	now := k.allowed(t.lease)
+	if !t.turning && (want > now || want < now && b.Duration == want || t.most != 0) {
+		if t, err = k.turn(ctx, t, want); err != nil {
+			return Grant{}, err
+		}
+	}
+	g := k.grant(t.lease)
+	g.Duration = min(g.Duration, want)
+	if t.most != 0 {
+		g.Duration = min(g.Duration, t.most)
+	}
+	return g, nil
+}
+
+// tenure is that of an epoch that is held. Called with mu held.
+func (k *Keeper) tenure(node string, epoch int64) (*tenure, error) {
+	t := k.nodes[node]
+	if t == nil || t.lease.Spec.Epoch != epoch {
+		return nil, notHeld(node, epoch)
+	}
+	if t.ending {
+		return nil, errs.New(errs.Unavailable, "the lease of %s is being given up", node)
+	}
+	return t, nil
+}
+
+// wanted is how long a node's lease is to last by what its node says; 0 when that says nothing.
+func (k *Keeper) wanted(ctx context.Context, node string) (time.Duration, error) {
+	n, err := store.Get[*api.Node](ctx, k.Store, api.Ref{Kind: api.KindNode, Name: node})
+	switch {
+	case errors.Is(err, errs.NotFound):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("read node %s: %w", node, err)
+	case n.Spec.DisconnectAllowed == nil:
+		return 0, nil
+	}
+	return n.Spec.DisconnectAllowed.D(), nil
+}
+
+// turn writes how long a lease lasts from now on, and gives the tenure as it is then. That it
+// could not be written is no reason to refuse a heartbeat. mu is held, but not meanwhile.
+func (k *Keeper) turn(ctx context.Context, t *tenure, want time.Duration) (*tenure, error) {
+	t.turning = true
+	if t.most == 0 || want < t.most {
+		t.most = want
+	}
+	next := api.Clone(t.lease)
+	next.Spec.Duration = api.Duration(want)
+	name, epoch := next.Spec.Holder, next.Spec.Epoch
+	k.mu.Unlock()
+	rev, err := k.Store.Commit(ctx, store.Update(next))
+	k.mu.Lock()
+	t.turning = false
+	if err == nil {
+		next.Revision, t.most = rev, 0
+		k.Log.Info("a host's lease lasts another time", "node", name, "duration", want.String())
+	} else { // perhaps it was written; learn finds out
+		k.Log.Warn("a host's lease is to last another time, which cannot be written yet", "node", name, "duration", want.String(), "error", err)
+	}
+	t, terr := k.tenure(name, epoch) // it may have been given up, or be known anew
+	if terr == nil && err == nil && t.lease.Revision < rev {
+		t.lease = next
+	}
+	return t, terr
 }
 
 func notHeld(node string, epoch int64) error {

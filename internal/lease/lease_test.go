@@ -89,6 +89,29 @@ func (s *server) lead(ctx context.Context) {
 	s.keeper.Store(k)
 }
 
+// allow sets how long a node may be out of reach; it is made if it is not there.
+func (p *pool) allow(ctx context.Context, name string, d time.Duration) {
+	p.t.Helper()
+	ref := api.Ref{Kind: api.KindNode, Name: name}
+	for {
+		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: name}}}
+		op := store.Create(n)
+		if old, err := store.Get[*api.Node](ctx, p.mem, ref); err == nil {
+			n = api.Clone(old)
+			op = store.Update(n)
+		}
+		n.Spec.DisconnectAllowed = ptr(api.Duration(d))
+		_, err := p.mem.Commit(ctx, op)
+		if errors.Is(err, errs.Conflict) {
+			continue
+		}
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		return
+	}
+}
+
 // way is a network to a server that loses and delays.
 type way struct {
 	s   *server
@@ -97,7 +120,7 @@ type way struct {
 	bad int // percent
 }
 
-func (w way) Renew(ctx context.Context, epoch int64) (Grant, error) {
+func (w way) Renew(ctx context.Context, b Beat) (Grant, error) {
 	lost := errs.New(errs.Unavailable, "lost")
 	if w.cut.Load() || w.s.chance(w.bad) {
 		_ = (clock.Real{}).Sleep(ctx, w.s.dice(time.Second))
@@ -106,8 +129,8 @@ func (w way) Renew(ctx context.Context, epoch int64) (Grant, error) {
 	if err := (clock.Real{}).Sleep(ctx, w.s.dice(200*time.Millisecond)); err != nil {
 		return Grant{}, lost
 	}
-	g, err := w.to.Renew(context.WithoutCancel(ctx), epoch) // it arrived; whoever asked may be gone
-	g.Alone = false                                         // as over a stream: only who shares the process with the Keeper can be alone
+	g, err := w.to.Renew(context.WithoutCancel(ctx), b) // it arrived; whoever asked may be gone
+	g.Alone = false                                     // as over a stream: only who shares the process with the Keeper can be alone
 	if serr := (clock.Real{}).Sleep(ctx, w.s.dice(200*time.Millisecond)); serr != nil || w.s.chance(w.bad) {
 		return Grant{}, lost // the answer was
 	}
@@ -145,8 +168,17 @@ func storm(t *testing.T, seed uint64, losses *atomic.Int64) {
 		for _, s := range p.srv {
 			ways = append(ways, way{s: s, to: Local(name, s.keeper.Load), cut: &cuts[i], bad: int(seed % 40)})
 		}
-		h := NewHolder(HolderDeps{Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler), Ways: func() []Renewer { return ways },
-			Lost: func() { losses.Add(1) }})
+		deps := HolderDeps{Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler), Ways: func() []Renewer { return ways },
+			Lost: func() { losses.Add(1) }}
+		if i%2 == 1 {
+			deps.Shorter = func(context.Context, time.Duration) error {
+				if p.chance(30) {
+					return errs.New(errs.Unavailable, "the watchdog does not answer")
+				}
+				return nil
+			}
+		}
+		h := NewHolder(deps)
 		holders = append(holders, h)
 		wg.Go(func() {
 			if h.First(ctx) == nil {
@@ -178,6 +210,10 @@ func storm(t *testing.T, seed uint64, losses *atomic.Int64) {
 		if p.chance(1) {
 			i := int(p.dice(time.Duration(len(cuts))))
 			cuts[i].Store(!cuts[i].Load())
+		}
+		if p.chance(1) { // an operator cannot decide how long a host may be alone
+			p.allow(ctx, "n1", p.dice(30*time.Second))
+			p.allow(ctx, "n2", 10*time.Second*time.Duration(p.dice(3)))
 		}
 		if tick%700 == 650 {
 			next := (leader + 1) % len(p.srv)
@@ -224,7 +260,7 @@ func TestLostIsWrittenOnceAndTakenAnew(t *testing.T) {
 		}
 		for range 10 {
 			time.Sleep(time.Second)
-			if _, err := k.Renew(ctx, "isle2", 1); err != nil {
+			if _, err := k.Renew(ctx, "isle2", Beat{Epoch: 1}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -245,7 +281,7 @@ func TestLostIsWrittenOnceAndTakenAnew(t *testing.T) {
 		if n, err := store.Get[*api.Node](ctx, p.mem, api.RefOf(n)); err != nil || n.Ready() || len(lease().Spec.Losses) != 1 {
 			t.Errorf("ready %v, losses %v, %v", n.Ready(), lease().Spec.Losses, err)
 		}
-		if _, err := k.Renew(ctx, "isle2", 1); !errors.Is(err, errs.Conflict) {
+		if _, err := k.Renew(ctx, "isle2", Beat{Epoch: 1}); !errors.Is(err, errs.Conflict) {
 			t.Errorf("heartbeat after the end: %v", err)
 		}
 		if g, err := k.Take(ctx, "isle2"); err != nil || g.Epoch != 2 {
@@ -279,14 +315,139 @@ func TestEdgeHostKeepsItsLease(t *testing.T) {
 		if err != nil || got.Ready() || got.Condition(api.ConditionReady).Reason != "OutOfReach" {
 			t.Errorf("%v %v", got.Status.Conditions, err)
 		}
-		if g, err := k.Renew(ctx, "edge", 1); err != nil || g.Epoch != 1 {
+		if g, err := k.Renew(ctx, "edge", Beat{Epoch: 1}); err != nil || g.Epoch != 1 {
 			t.Errorf("it comes back: %v %v", g, err)
 		}
 		time.Sleep(25 * time.Hour)
-		if _, err := k.Renew(ctx, "edge", 1); !errors.Is(err, errs.Conflict) {
+		if _, err := k.Renew(ctx, "edge", Beat{Epoch: 1}); !errors.Is(err, errs.Conflict) {
 			t.Errorf("after a day: %v", err)
 		}
 		cancel()
+		<-s.ended
+	})
+}
+
+// How long an edge host may be alone holds from its next heartbeat on: a longer time is
+// written before it is granted, a shorter one when the host knows.
+func TestDurationChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		s := p.srv[0]
+		p.allow(ctx, "edge", 0)
+		s.lead(ctx)
+		time.Sleep(100 * time.Millisecond)
+		k := s.keeper.Load()
+		written := func() time.Duration {
+			l, err := store.Get[*api.Lease](ctx, p.mem, api.NodeLease("edge"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l.Spec.Duration.D()
+		}
+		beat := func(b Beat, want, stored time.Duration) Grant {
+			t.Helper()
+			g, err := k.Renew(ctx, "edge", b)
+			if err != nil || g.Epoch != b.Epoch || g.Duration != want || written() != stored {
+				t.Fatalf("%+v %v, written %s", g, err, written())
+			}
+			time.Sleep(time.Second)
+			return g
+		}
+		first, err := k.Take(ctx, "edge")
+		if err != nil || first.Duration != 5*time.Second {
+			t.Fatal(first, err)
+		}
+		same, day, hour := 5*time.Second, 24*time.Hour, time.Hour
+		if g := beat(Beat{Epoch: 1, Duration: same}, same, same); g.Rev != first.Rev {
+			t.Error("written without a change")
+		}
+		p.allow(ctx, "edge", day)
+		if g := beat(Beat{Epoch: 1, Duration: same}, day, day); g.Rev <= first.Rev {
+			t.Error("granted before it was written")
+		}
+		p.allow(ctx, "edge", hour)
+		beat(Beat{Epoch: 1, Duration: day}, hour, day)
+		beat(Beat{Epoch: 1}, hour, day) // an older host does not say what it knows
+		time.Sleep(6 * time.Hour)       // so it is believed to be there for the whole day
+		beat(Beat{Epoch: 1, Duration: hour}, hour, hour)
+		p.allow(ctx, "edge", day)
+		beat(Beat{Epoch: 1, Duration: hour}, day, day)
+		p.allow(ctx, "edge", 0)
+		// Another process of the host: what the watchdog of the one before knows is not known.
+		if g, err := k.Take(ctx, "edge"); err != nil || g.Duration != day {
+			t.Fatal(g, err)
+		}
+		beat(Beat{Epoch: 2, Duration: day}, same, day)
+		beat(Beat{Epoch: 2, Duration: same}, same, same)
+		time.Sleep(5 * time.Second)
+		if _, err := k.Renew(ctx, "edge", Beat{Epoch: 2}); !errors.Is(err, errs.Conflict) {
+			t.Error("not given up by the shorter time:", err)
+		}
+		cancel()
+		<-s.ended
+	})
+}
+
+// A host says that it knows of a shorter lease when everything on it does, and not before.
+func TestShorterIsSaidWhenItIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		s := p.srv[0]
+		p.allow(ctx, "edge", 24*time.Hour)
+		s.lead(ctx)
+		start := time.Now()
+		boot := func() time.Duration { return time.Since(start) + time.Hour }
+		var cut, hangs atomic.Bool
+		hangs.Store(true)
+		var told time.Duration
+		revs := map[int64]bool{}
+		h := NewHolder(HolderDeps{Clock: clock.Real{}, Log: slog.New(slog.DiscardHandler), Boot: boot,
+			Ways: func() []Renewer { return []Renewer{way{s: s, to: Local("edge", s.keeper.Load), cut: &cut}} },
+			Took: func(g Grant) { revs[g.Rev] = true },
+			Shorter: func(ctx context.Context, end time.Duration) error {
+				if hangs.Load() {
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				told = end
+				return nil
+			}})
+		done := make(chan error, 1)
+		go func() {
+			if err := h.First(ctx); err != nil {
+				done <- err
+				return
+			}
+			done <- h.Run(ctx)
+		}()
+		time.Sleep(3 * time.Second)
+		if _, until := h.Tenure(); until < boot()+20*time.Hour {
+			t.Fatal("no long lease:", until-boot())
+		}
+		p.allow(ctx, "edge", 0)
+		written := func() time.Duration {
+			l, err := store.Get[*api.Lease](ctx, p.mem, api.NodeLease("edge"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l.Spec.Duration.D()
+		}
+		time.Sleep(time.Minute)
+		if _, until := h.Tenure(); until > boot()+5*time.Second || written() != 24*time.Hour {
+			t.Fatalf("counts on %s, written %s", until-boot(), written())
+		}
+		hangs.Store(false)
+		time.Sleep(4 * time.Second)
+		if _, until := h.Tenure(); until > boot()+5*time.Second || written() != 5*time.Second || told == 0 || told > boot()+5*time.Second {
+			t.Fatalf("counts on %s, written %s, told %s", until-boot(), written(), told-boot())
+		}
+		if len(revs) != 2 || !revs[h.Rev()] {
+			t.Error("another revision of the lease was not told of:", revs)
+		}
+		cancel()
+		<-done
 		<-s.ended
 	})
 }
@@ -348,6 +509,74 @@ func TestFlappingIsHeldBack(t *testing.T) {
 		}
 		if condition(t, p.mem).Status {
 			t.Error("the condition is still there after hours")
+		}
+		cancel()
+		<-s.ended
+	})
+}
+
+// What most of the nodes lost at the same time is not held against any of them; what one
+// loses on its own is.
+func TestLostTogetherIsNobodysFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		s := p.srv[0]
+		s.lead(ctx)
+		time.Sleep(100 * time.Millisecond)
+		k := s.keeper.Load()
+		names := []string{"a", "b", "c", "d"}
+		take := func(names ...string) {
+			t.Helper()
+			for _, n := range names {
+				if _, err := k.Take(ctx, n); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(300 * time.Millisecond)
+			}
+		}
+		back := func(name string) bool {
+			n, err := store.Get[*api.Node](ctx, p.mem, api.Ref{Kind: api.KindNode, Name: name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, held := n.HeldBack(time.Now())
+			return held
+		}
+		for _, n := range append(names, "dead") {
+			p.allow(ctx, n, 0)
+		}
+		take("dead") // lost long before, and never seen again
+		time.Sleep(time.Minute)
+		steady := func(d time.Duration, names ...string) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Second) {
+				for _, n := range names {
+					l, err := store.Get[*api.Lease](ctx, p.mem, api.NodeLease(n))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if _, err := k.Renew(ctx, n, Beat{Epoch: l.Spec.Epoch}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+		for range 4 { // all but one
+			take(names...)
+			steady(8*time.Second, "a")
+		}
+		take("b", "c", "d")
+		for _, n := range names {
+			if back(n) {
+				t.Errorf("%s is held back for what all had", n)
+			}
+		}
+		for range 3 { // one of them alone
+			steady(8*time.Second, "a", "c", "d")
+			take("b")
+		}
+		if !back("b") || back("c") {
+			t.Errorf("held back: b %v, c %v", back("b"), back("c"))
 		}
 		cancel()
 		<-s.ended
@@ -416,7 +645,7 @@ func TestOverAStream(t *testing.T) {
 	var g Grant
 	var err error
 	for try := 0; ; try++ {
-		if g, err = r.Renew(ctx, 0); err == nil || try > 100 {
+		if g, err = r.Renew(ctx, Beat{Epoch: 0}); err == nil || try > 100 {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -424,21 +653,21 @@ func TestOverAStream(t *testing.T) {
 	if err != nil || g.Epoch != 1 || g.Rev == 0 {
 		t.Fatal(g, err)
 	}
-	if g, err := r.Renew(ctx, 1); err != nil || g.Epoch != 1 {
+	if g, err := r.Renew(ctx, Beat{Epoch: 1}); err != nil || g.Epoch != 1 {
 		t.Fatal(g, err)
 	}
-	if _, err := r.Renew(ctx, 7); !errors.Is(err, errs.Conflict) {
+	if _, err := r.Renew(ctx, Beat{Epoch: 7}); !errors.Is(err, errs.Conflict) {
 		t.Fatal(err)
 	}
 	conns[0].Close()
-	if _, err := r.Renew(ctx, 1); !errors.Is(err, errs.Unavailable) {
+	if _, err := r.Renew(ctx, Beat{Epoch: 1}); !errors.Is(err, errs.Unavailable) {
 		t.Fatal(err)
 	}
-	if g, err := r.Renew(ctx, 1); err != nil || g.Epoch != 1 {
+	if g, err := r.Renew(ctx, Beat{Epoch: 1}); err != nil || g.Epoch != 1 {
 		t.Fatal("on a new stream:", g, err)
 	}
 	s.keeper.Store(nil)
-	if _, err := r.Renew(ctx, 1); !errors.Is(err, errs.Unavailable) {
+	if _, err := r.Renew(ctx, Beat{Epoch: 1}); !errors.Is(err, errs.Unavailable) {
 		t.Fatal(err)
 	}
 	conns[1].Close()

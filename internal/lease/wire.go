@@ -16,8 +16,9 @@ const Verb = "lease"
 
 // beatFrame is a heartbeat; epoch 0 takes the lease.
 type beatFrame struct {
-	Seq   uint64 `json:"seq"`
-	Epoch int64  `json:"epoch"`
+	Seq      uint64        `json:"seq"`
+	Epoch    int64         `json:"epoch"`
+	Duration time.Duration `json:"duration,omitempty"`
 }
 
 // ackFrame answers the heartbeat of the same number.
@@ -43,7 +44,7 @@ func Serve(ctx context.Context, node string, keeper func() *Keeper, s *tunnel.St
 			return errs.New(errs.Invalid, "heartbeat of %s: %w", node, err)
 		}
 		a := ackFrame{Seq: b.Seq}
-		g, err := way.Renew(ctx, b.Epoch)
+		g, err := way.Renew(ctx, Beat{Epoch: b.Epoch, Duration: b.Duration})
 		if err != nil {
 			a.Kind, a.Error = errs.KindOf(err), err.Error()
 		} else {
@@ -71,7 +72,7 @@ func NewRemote(open func(ctx context.Context) (*tunnel.Stream, error)) *Remote {
 }
 
 // Renew sends one heartbeat and waits for its answer.
-func (r *Remote) Renew(ctx context.Context, epoch int64) (Grant, error) {
+func (r *Remote) Renew(ctx context.Context, b Beat) (Grant, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.stream == nil {
@@ -83,7 +84,7 @@ func (r *Remote) Renew(ctx context.Context, epoch int64) (Grant, error) {
 	}
 	s := r.stream
 	stop := context.AfterFunc(ctx, func() { s.Close() }) // the read below ends with it
-	g, kind, err := r.exchange(s, epoch)
+	g, kind, err := r.exchange(s, b)
 	if !stop() || err != nil && kind == "" {
 		s.Close()
 		r.stream = nil
@@ -95,9 +96,9 @@ func (r *Remote) Renew(ctx context.Context, epoch int64) (Grant, error) {
 }
 
 // exchange gives a kind when the server itself answered with an error.
-func (r *Remote) exchange(s *tunnel.Stream, epoch int64) (Grant, errs.Kind, error) {
+func (r *Remote) exchange(s *tunnel.Stream, b Beat) (Grant, errs.Kind, error) {
 	r.seq++
-	if err := s.WriteJSON(api.ChanMessage, beatFrame{Seq: r.seq, Epoch: epoch}); err != nil {
+	if err := s.WriteJSON(api.ChanMessage, beatFrame{Seq: r.seq, Epoch: b.Epoch, Duration: b.Duration}); err != nil {
 		return Grant{}, "", errs.New(errs.Unavailable, "send a heartbeat: %w", err)
 	}
 	for {

@@ -145,8 +145,10 @@ func (c *call) run() (err error) {
 	if err := c.gate(); err != nil {
 		return err
 	}
-	if err := c.Upgrades.Admit(c.id, c.r); err != nil {
-		return err
+	if c.route.ID != toldVersion {
+		if err := c.Upgrades.Admit(c.id, c.r); err != nil {
+			return err
+		}
 	}
 	c.begun = true
 	return c.route.handle(c)

@@ -82,6 +82,7 @@ func tenantObj(name string) *api.Tenant {
 func newFixture(t testing.TB, cfg Config) *fixture {
 	t.Helper()
 	f := &fixture{t: t, mem: store.NewMem(), hub: tunnel.NewHub(), audit: &records{}}
+	f.hub.Patience = 20 * time.Millisecond
 	var ops []store.Op
 	for _, r := range auth.BuiltinRoles() {
 		ops = append(ops, store.Create(r))

@@ -274,6 +274,13 @@ func TestWitnessMayNothing(t *testing.T) {
 	f.do(who, "GET", "/v1/members", "").problem(errs.Denied)
 	f.do(who, "POST", "/v1/members/isle1/part", "{}").problem(errs.Denied)
 	f.do(who, "GET", "/v1/endpoints", "").want(200)
+	// It tells its own version only, and nobody tells it for it; here, upgrades are not on offer.
+	tell := "/v1/nodeidentities/vote1/version"
+	f.do(who, "POST", "/v1/nodeidentities/isle1/version", "{}").problem(errs.Denied)
+	f.do(root(), "POST", tell, `{"version":"v1"}`).problem(errs.Denied)
+	f.do(who, "POST", tell, `{"version":"../x"}`).problem(errs.Invalid)
+	f.do(who, "POST", tell, `{"version":"v1","release":-1}`).problem(errs.Invalid)
+	f.do(who, "POST", tell, `{"version":"v1","release":1}`).problem(errs.Unsupported)
 	// It leaves although it is no node.
 	f.do(root(), "DELETE", "/v1/nodes/vote1", "").want(200)
 	if f.known("vote1", m) == nil {
@@ -345,22 +352,37 @@ func TestRemoveByForce(t *testing.T) {
 		return a.Spec.Evict != nil && a.Spec.Evict.Lost
 	}
 	for what, c := range map[string]struct {
-		query string
-		lease api.LeaseState
-		ok    bool
+		query  string
+		lease  api.LeaseState
+		fences bool // the host stops by itself what must not run twice
+		proof  bool
+		ok     bool
 	}{
-		"still held":     {"?force=true", api.LeaseHeld, false},
-		"no lease":       {"?force=true", "", false},
-		"lease ended":    {"?force=true", api.LeaseExpired, true},
-		"said to be off": {"?force=true&off=true", api.LeaseHeld, true},
+		"still held":                     {"?force=true", api.LeaseHeld, true, false, false},
+		"no lease":                       {"?force=true", "", true, false, false},
+		"ended, and the host fences":     {"?force=true", api.LeaseExpired, true, false, true},
+		"ended, and the host does not":   {"?force=true", api.LeaseExpired, false, false, false},
+		"ended, and there is a proof":    {"?force=true", api.LeaseExpired, false, true, true},
+		"it left in good order":          {"?force=true", api.LeaseReleased, false, false, true},
+		"said to be off":                 {"?force=true&off=true", api.LeaseHeld, false, false, true},
+		"ended, and said to be off":      {"?force=true&off=true", api.LeaseExpired, false, false, true},
+		"no lease, but said to be off":   {"?force=true&off=true", "", false, false, true},
+		"the proof is of another's time": {"?force=true", api.LeaseHeld, false, true, false},
 	} {
 		t.Run(what, func(t *testing.T) {
 			f := newFixture(t, Config{})
 			m := newMachine(t)
 			f.join(f.joinToken("t", `{}`), "isle2", m).want(200)
 			if c.lease != "" {
-				f.put(&api.Lease{Head: api.Head{K: api.KindLease, Meta: meta("node-isle2")}, Spec: api.LeaseSpec{Holder: "isle2", State: c.lease}})
+				l := &api.Lease{Head: api.Head{K: api.KindLease, Meta: meta("node-isle2")}, Spec: api.LeaseSpec{Holder: "isle2", State: c.lease}}
+				if c.proof {
+					l.Spec.Proof = &api.FenceProof{By: "bmc"}
+				}
+				f.put(l)
 			}
+			n := &api.Node{Head: api.Head{K: api.KindNode, Meta: meta("isle2")}}
+			n.Status.Conditions = []api.Condition{{Type: api.ConditionFences, Status: c.fences}}
+			f.put(n)
 			for i := range 150 { // more than one commit takes
 				f.put(assignedTo("isle2", fmt.Sprintf("w%d", i), false)...)
 			}
@@ -388,6 +410,16 @@ func TestRemoveByForce(t *testing.T) {
 			}
 		})
 	}
+	// A lease without a host is in nobody's way.
+	o := newFixture(t, Config{})
+	o.put(&api.Lease{Head: api.Head{K: api.KindLease, Meta: meta("node-isle2")}, Spec: api.LeaseSpec{Holder: "isle2", State: api.LeaseExpired}})
+	o.put(assignedTo("isle2", "db", true)...)
+	o.do(root(), "DELETE", "/v1/nodes/isle2?force=true", "").problem(errs.Conflict)
+	o.do(root(), "DELETE", "/v1/nodes/isle2?force=true&off=true", "").want(200)
+	if !evicted(o, "db") {
+		t.Error("db waits for a host that is gone")
+	}
+	o.do(root(), "DELETE", "/v1/nodes/isle2?force=true", "").problem(errs.NotFound)
 	// Without anything exclusive force is enough.
 	f := newFixture(t, Config{})
 	f.join(f.joinToken("t", `{}`), "isle2", newMachine(t)).want(200)
@@ -395,6 +427,67 @@ func TestRemoveByForce(t *testing.T) {
 	f.do(root(), "DELETE", "/v1/nodes/isle2?force=true", "").want(200)
 	if !evicted(f, "web") {
 		t.Error("web waits for a host that is gone")
+	}
+}
+
+// between does something right before a commit that matches, once.
+type between struct {
+	store.Store
+	match func(store.Op) bool
+	do    func()
+}
+
+func (b *between) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
+	if b.do != nil && slices.ContainsFunc(ops, b.match) {
+		do := b.do
+		b.do = nil
+		do()
+	}
+	return b.Store.Commit(ctx, ops...)
+}
+
+// What is known of a host holds for the lease it was found with: one that takes its
+// lease anew meanwhile is not given up.
+func TestRemoveByForceOfOneThatComesBack(t *testing.T) {
+	for what, match := range map[string]func(store.Op) bool{
+		"before it is turned away": func(op store.Op) bool { _, ok := op.Object.(*api.NodeIdentity); return ok },
+		"before the last step":     func(op store.Op) bool { _, ok := op.Object.(*api.Assignment); return ok },
+	} {
+		f := newFixture(t, Config{})
+		f.join(f.joinToken("t", `{}`), "isle2", newMachine(t)).want(200)
+		lease := &api.Lease{Head: api.Head{K: api.KindLease, Meta: meta("node-isle2")}, Spec: api.LeaseSpec{Holder: "isle2", Epoch: 1, State: api.LeaseExpired}}
+		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: meta("isle2")}}
+		n.Status.Conditions = []api.Condition{{Type: api.ConditionFences, Status: true}}
+		f.put(lease, n)
+		f.put(assignedTo("isle2", "db", true)...)
+		f.desk.Store = &between{Store: f.desk.Store, match: match, do: func() {
+			lease.Spec.Epoch, lease.Spec.State = 2, api.LeaseHeld
+			f.put(lease)
+		}}
+		f.do(root(), "DELETE", "/v1/nodes/isle2?force=true", "").problem(errs.Conflict)
+		a, err := store.Get[*api.Assignment](t.Context(), f.mem, api.Ref{Kind: api.KindAssignment, Tenant: "acme", Name: "db"})
+		if err != nil || a.Spec.Evict != nil {
+			t.Errorf("%s: given up while it may run: %+v %v", what, a, err)
+		}
+	}
+}
+
+// A lease that is taken from a host without a proof goes on until the host must have
+// noticed: it ends by the keeper of the leases, not by the removal.
+func TestRemoveByForceLeavesTime(t *testing.T) {
+	f := newFixture(t, Config{})
+	f.join(f.joinToken("t", `{}`), "isle2", newMachine(t)).want(200)
+	f.put(&api.Lease{Head: api.Head{K: api.KindLease, Meta: meta("node-isle2")}, Spec: api.LeaseSpec{Holder: "isle2", Epoch: 1, State: api.LeaseHeld}})
+	f.put(assignedTo("isle2", "web", false)...)
+	f.desk.Store = &between{Store: f.desk.Store, match: func(op store.Op) bool { _, ok := op.Object.(*api.Assignment); return ok },
+		do: func() { f.put(assignedTo("isle2", "db", true)...) }} // placed there at the last moment
+	f.do(root(), "DELETE", "/v1/nodes/isle2?force=true", "").problem(errs.Conflict)
+	for range 2 { // to ask again changes nothing
+		l, err := store.Get[*api.Lease](t.Context(), f.mem, api.NodeLease("isle2"))
+		if err != nil || !l.Held() || l.Spec.Epoch != 2 || l.Spec.Proof != nil {
+			t.Fatalf("%+v %v", l, err)
+		}
+		f.do(root(), "DELETE", "/v1/nodes/isle2?force=true", "").problem(errs.Conflict)
 	}
 }
 

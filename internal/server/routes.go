@@ -229,7 +229,7 @@ func (s *Server) document() ([]byte, error) {
 		"JoinAnswer": reflect.TypeFor[api.JoinAnswer](), "Revocation": reflect.TypeFor[api.Revocation](), "AdoptRequest": reflect.TypeFor[api.AdoptRequest](), "AdoptAnswer": reflect.TypeFor[api.AdoptAnswer](),
 		"TakePartRequest": reflect.TypeFor[api.TakePartRequest](), "TakePartAnswer": reflect.TypeFor[api.TakePartAnswer](),
 		"PowerRequest": reflect.TypeFor[api.PowerRequest](), "PowerAnswer": reflect.TypeFor[api.PowerAnswer](),
-		"UpgradeRequest": reflect.TypeFor[api.UpgradeRequest](), "UpgradeUpload": reflect.TypeFor[api.UpgradeUpload](),
+		"UpgradeRequest": reflect.TypeFor[api.UpgradeRequest](), "NodeIdentityStatus": reflect.TypeFor[api.NodeIdentityStatus](), "UpgradeUpload": reflect.TypeFor[api.UpgradeUpload](),
 		"PlanRequest": reflect.TypeFor[api.PlanRequest](), "PlanAnswer": reflect.TypeFor[api.PlanAnswer](),
 	})
 }

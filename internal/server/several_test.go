@@ -38,6 +38,7 @@ type box struct {
 
 	mu sync.Mutex
 	hs *http.Server
+	l  net.Listener
 }
 
 const (
@@ -45,6 +46,7 @@ const (
 	hangs    // takes requests and does not answer
 	refuses  // 503, such as without a leader
 	starts   // 503 before it did anything
+	resets   // takes a request, does nothing and resets the connection
 	breaks   // does what is asked, and cuts the connection before the answer
 	modes    // number of the above
 	deadMode = modes
@@ -66,6 +68,13 @@ func (b *box) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, errs.New(errs.Unavailable, "users are not loaded yet"))
 	case refuses:
 		writeProblem(w, errs.New(errs.Unavailable, "the store has no leader"))
+	case resets:
+		if c, _, err := http.NewResponseController(w).Hijack(); err == nil {
+			if tc, ok := c.(*net.TCPConn); ok {
+				_ = tc.SetLinger(0)
+			}
+			c.Close()
+		}
 	case breaks:
 		b.inner.ServeHTTP(&cut{ResponseWriter: w, left: 40}, r)
 		panic(http.ErrAbortHandler)
@@ -108,7 +117,7 @@ func (b *box) start() {
 		b.t.Errorf("start again: %v", err)
 		return
 	}
-	b.addr = l.Addr().String()
+	b.addr, b.l = l.Addr().String(), l
 	b.hs = &http.Server{Handler: b}
 	go b.hs.Serve(l)
 }
@@ -117,6 +126,7 @@ func (b *box) kill() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.hs != nil {
+		b.l.Close() // Serve may not have begun yet: who connects until it has would be taken, and reset
 		b.hs.Close()
 		b.hs = nil
 	}
@@ -433,6 +443,66 @@ func TestSeveralServersContract(t *testing.T) {
 		t.Cleanup(s.Close)
 		return compactable{s, mem}
 	})
+}
+
+// A change that names revisions is asked for again when its connection is reset: done
+// the second time, it was not done the first time. When it is refused then, nobody knows.
+func TestSeveralServersResetIsNoEnd(t *testing.T) {
+	mem, list := boxes(t, 2)
+	s := client(t, list, true)
+	in := instance("acme", "web")
+	rev, err := s.Commit(t.Context(), store.Create(in))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 6 { // each is the preferred one now and then
+		list[n%2].set(resets)
+		list[1-n%2].set(works)
+		in.Revision = rev
+		in.Annotations = map[string]string{"n": fmt.Sprint(n)}
+		if rev, err = s.Commit(t.Context(), store.Update(in)); err != nil {
+			t.Fatalf("%d: %v", n, err)
+		}
+		in.Revision = rev
+		o, err := s.Replace(t.Context(), in)
+		if err != nil {
+			t.Fatalf("%d: %v", n, err)
+		}
+		if rev = o.Metadata().Revision; rev != mem.Revision() {
+			t.Fatalf("%d: at %d, not %d", n, rev, mem.Revision())
+		}
+		o, err = s.Create(t.Context(), instance("acme", ""), fmt.Sprint("key", n))
+		if err != nil {
+			t.Fatalf("%d: a create with a key: %v", n, err)
+		}
+		if _, err := s.Delete(t.Context(), api.RefOf(o), o.Metadata().Revision); err != nil {
+			t.Fatalf("%d: %v", n, err)
+		}
+	}
+	unknown := func(err error) bool {
+		return errors.Is(err, errs.Unavailable) && strings.Contains(err.Error(), "not known")
+	}
+	for n := range 6 {
+		list[n%2].set(breaks)
+		list[1-n%2].set(works)
+		before := mem.Revision()
+		in.Revision = rev
+		in.Annotations = map[string]string{"n": fmt.Sprint("b", n)}
+		got, err := s.Commit(t.Context(), store.Update(in))
+		rev = mem.Revision()
+		if rev != before+1 || err == nil && got != rev || err != nil && !unknown(err) {
+			t.Errorf("%d: %d, now at %d after %d: %v", n, got, rev, before, err)
+		}
+	}
+	list[0].set(resets)
+	list[1].set(resets)
+	if _, err := s.Commit(t.Context(), store.Update(in)); !unknown(err) {
+		t.Error("reset by all:", err)
+	}
+	list[0].set(works)
+	if _, err := s.Commit(t.Context(), store.Set(in)); err != nil && !unknown(err) { // whoever is asked first
+		t.Error(err)
+	}
 }
 
 // The one that answers stays preferred, also when an earlier one is back.

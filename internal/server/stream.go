@@ -41,6 +41,11 @@ func (c *call) instanceStream(verb string) error {
 	if verb == tunnel.VerbLogs && c.r.Header.Get("Upgrade") == "" {
 		return c.plainLogs(in)
 	}
+	if in.Status.Node != "" { // while another server can still be asked
+		if err := c.desk.Elsewhere(c.r.Context(), c.Hub.Await(c.r.Context(), in.Status.Node)); err != nil {
+			return err
+		}
+	}
 	return c.socket(func(ctx context.Context, params json.RawMessage) (*tunnel.Stream, error) {
 		wait := false
 		switch verb {
@@ -155,6 +160,9 @@ func (c *call) imageStream(op string) error {
 	if err := c.Auth.Authorize(c.id, c.route.Verb, api.KindImage, tenant); err != nil {
 		return err
 	}
+	if err := c.desk.Elsewhere(c.r.Context(), c.Hub.Await(c.r.Context(), q.Get("node"))); err != nil {
+		return err
+	}
 	return c.socket(func(ctx context.Context, params json.RawMessage) (*tunnel.Stream, error) {
 		var p api.ImageRequest
 		if err := json.Unmarshal(params, &p); err != nil {
@@ -184,9 +192,6 @@ func (c *call) imageNode(want string, p api.ImageRequest) (string, error) {
 	nodes := c.Hub.Nodes()
 	sort.Strings(nodes)
 	if want != "" || len(nodes) == 0 {
-		if want == "" {
-			return "", errs.New(errs.Unavailable, "no node is connected").WithHint("atoll get nodes")
-		}
 		return want, nil // Open says when it is not connected
 	}
 	if p.Verb == "export" || p.Verb == "push" {

@@ -249,7 +249,7 @@ func (m *machine) kill() {
 type ways struct{ m *machine }
 
 // Renew asks everybody who believes to lead.
-func (w ways) Renew(ctx context.Context, epoch int64) (lease.Grant, error) {
+func (w ways) Renew(ctx context.Context, b lease.Beat) (lease.Grant, error) {
 	m, p := w.m, w.m.p
 	if m.gone {
 		return lease.Grant{}, errs.New(errs.Unavailable, "turned away")
@@ -265,8 +265,8 @@ func (w ways) Renew(ctx context.Context, epoch int64) (lease.Grant, error) {
 		if t.over || !t.srv.m.hears(m) || !m.hears(t.srv.m) {
 			continue
 		}
-		g, rerr := w.ask(context.WithoutCancel(ctx), t, epoch)
-		if rerr == nil || epoch != 0 && errors.Is(rerr, errs.Conflict) {
+		g, rerr := w.ask(context.WithoutCancel(ctx), t, b)
+		if rerr == nil || b.Epoch != 0 && errors.Is(rerr, errs.Conflict) {
 			return g, rerr
 		}
 		err = errs.New(errs.Unavailable, "%w", rerr)
@@ -274,7 +274,7 @@ func (w ways) Renew(ctx context.Context, epoch int64) (lease.Grant, error) {
 	return none, err
 }
 
-func (w ways) ask(ctx context.Context, t *term, epoch int64) (g lease.Grant, err error) {
+func (w ways) ask(ctx context.Context, t *term, b lease.Beat) (g lease.Grant, err error) {
 	m, p := w.m, w.m.p
 	slow := time.Duration(1)
 	if p.rng.IntN(100) < p.slowness {
@@ -293,7 +293,7 @@ func (w ways) ask(ctx context.Context, t *term, epoch int64) (g lease.Grant, err
 				return nil
 			}
 			return t.keeper
-		}).Renew(ctx, epoch)
+		}).Renew(ctx, b)
 		if p.pause(ctx, t.srv.m, back) == nil && m.hears(t.srv.m) {
 			done = true
 		}
@@ -326,6 +326,21 @@ func (m *machine) Guard(ctx context.Context, id string, _ []string) error {
 		m.dog.items, m.dog.strange = map[string]bool{}, false
 	}
 	m.dog.items[id] = true
+	return nil
+}
+
+// GuardAll is the first word of a daemon: all that it found.
+func (m *machine) GuardAll(ctx context.Context, groups map[string][]string) error {
+	if err := m.p.pause(ctx, m, time.Duration(m.p.rng.Int64N(int64(20*time.Millisecond)))); err != nil {
+		return err
+	}
+	if m.dog.deadline <= m.boot() {
+		return errs.New(errs.Unavailable, "guard: the host has no lease that lasts")
+	}
+	m.dog.items, m.dog.strange = map[string]bool{}, false
+	for id := range groups {
+		m.dog.items[id] = true
+	}
 	return nil
 }
 

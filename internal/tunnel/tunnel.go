@@ -16,6 +16,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
 
 	"atoll/api"
 	"atoll/internal/errs"
@@ -184,12 +185,19 @@ type Dial func(ctx context.Context) (net.Conn, error)
 
 // Hub knows how to reach the nodes that dialled in.
 type Hub struct {
+	// Patience is how long a node that is not connected is waited for: a server that has
+	// just begun is dialled by each of them within that time. Default 2 s.
+	Patience time.Duration
+
 	mu    sync.Mutex
 	nodes map[string][]*Dial // the newest last
+	more  chan struct{}      // closed and replaced when a node connects
 }
 
 // NewHub is empty.
-func NewHub() *Hub { return &Hub{nodes: map[string][]*Dial{}} }
+func NewHub() *Hub {
+	return &Hub{Patience: 2 * time.Second, nodes: map[string][]*Dial{}, more: make(chan struct{})}
+}
 
 // Register makes a node reachable; the returned func takes that back, and only
 // that: a node whose connection broke is often back before the end of the old one is
@@ -199,6 +207,8 @@ func (h *Hub) Register(node string, dial Dial) (remove func()) {
 	defer h.mu.Unlock()
 	entry := &dial
 	h.nodes[node] = append(h.nodes[node], entry)
+	close(h.more)
+	h.more = make(chan struct{})
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -209,14 +219,44 @@ func (h *Hub) Register(node string, dial Dial) (remove func()) {
 	}
 }
 
-// Open starts a stream to a node; errs.Unavailable when it is not connected. A
-// connection that is just ending is passed over for an older one that is not.
+// Await returns when a node is connected, "" for any; errs.Unavailable when none is within Patience.
+func (h *Hub) Await(ctx context.Context, node string) error {
+	_, err := h.dials(ctx, node)
+	return err
+}
+
+func (h *Hub) dials(ctx context.Context, node string) ([]*Dial, error) {
+	late, cancel := context.WithTimeout(ctx, h.Patience)
+	defer cancel()
+	for {
+		h.mu.Lock()
+		dials, more := h.nodes[node], h.more
+		if node == "" {
+			for _, dials = range h.nodes {
+				break
+			}
+		}
+		h.mu.Unlock()
+		if len(dials) > 0 {
+			return dials, nil
+		}
+		select {
+		case <-more:
+		case <-late.Done():
+			if node == "" {
+				return nil, errs.New(errs.Unavailable, "no node is connected to this server").WithHint("atoll get nodes")
+			}
+			return nil, errs.New(errs.Unavailable, "node %s is not connected to this server", node).WithHint("atoll describe node/%s", node)
+		}
+	}
+}
+
+// Open starts a stream to a node, which it awaits if it must. A connection that is just
+// ending is passed over for an older one that is not.
 func (h *Hub) Open(ctx context.Context, node string, head Header) (*Stream, error) {
-	h.mu.Lock()
-	dials := h.nodes[node]
-	h.mu.Unlock()
-	if len(dials) == 0 {
-		return nil, errs.New(errs.Unavailable, "node %s is not connected", node).WithHint("atoll describe node/%s", node)
+	dials, err := h.dials(ctx, node)
+	if err != nil {
+		return nil, err
 	}
 	var first error
 	for _, dial := range slices.Backward(dials) {

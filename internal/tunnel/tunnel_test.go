@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"atoll/api"
@@ -33,6 +34,38 @@ func ask(t *testing.T, h *Hub) string {
 		t.Fatal(err)
 	}
 	return string(p)
+}
+
+// A node that has not dialled yet is waited for, for a while; it is reached as soon as it has.
+func TestHubWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := NewHub()
+		for _, node := range []string{"isle1", ""} {
+			began := time.Now()
+			if _, err := h.Open(t.Context(), node, Header{Verb: VerbUsage}); errs.KindOf(err) != errs.Unavailable || time.Since(began) != 2*time.Second {
+				t.Errorf("%q: %v after %s", node, err, time.Since(began))
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		if err := h.Await(ctx, "isle1"); err == nil || time.Since(began) != time.Second {
+			t.Errorf("%v after %s", err, time.Since(began))
+		}
+		began = time.Now()
+		go func() {
+			time.Sleep(500 * time.Millisecond)
+			h.Register("isle2", named(t, "another"))
+			time.Sleep(500 * time.Millisecond)
+			h.Register("isle1", named(t, "it"))
+		}()
+		if got := ask(t, h); got != "it" || time.Since(began) != time.Second {
+			t.Errorf("%s after %s", got, time.Since(began))
+		}
+		if err := h.Await(t.Context(), ""); err != nil || time.Since(began) != time.Second {
+			t.Error(err)
+		}
+	})
 }
 
 // A node is back before the end of its old connection is noticed: that end must not

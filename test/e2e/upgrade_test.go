@@ -15,7 +15,7 @@ import (
 	"atoll/test/rig"
 )
 
-// TestUpgrade takes two hosts to the next release and back, tries one that is broken, and
+// TestUpgrade takes two hosts and a witness to the next release and back, tries one that is broken, and
 // ends the way back. What runs has the same process all the while.
 func TestUpgrade(t *testing.T) {
 	if m := rig.Missing(); m != "" {
@@ -53,7 +53,7 @@ func main() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := lab.New(t.Context(), bin, lab.Options{Hosts: 2})
+	l, err := lab.New(t.Context(), bin, lab.Options{Hosts: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,9 +62,19 @@ func main() {
 			t.Error(err)
 		}
 	}()
-	if err := l.Up(t.Context()); err != nil {
+	if err := l.Found(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if err := l.Join(t.Context(), l.Hosts[1]); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.JoinAs(t.Context(), l.Hosts[2], api.RoleWitness); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "three that keep the state", func() (bool, string) {
+		out, err := l.Do("get", "members")
+		return err == nil && strings.Count(out, "voter") == 3 && strings.Contains(out, "voter,witness"), out
+	})
 	must := func(args ...string) string {
 		t.Helper()
 		out, err := l.Do(args...)
@@ -92,11 +102,14 @@ func main() {
 	if strings.Count(before, "running") != 4 {
 		t.Fatal(before)
 	}
-	daemons := []int{l.Hosts[0].Pid(), l.Hosts[1].Pid()}
+	var daemons []int
+	for _, h := range l.Hosts {
+		daemons = append(daemons, h.Pid())
+	}
 
 	must("upgrade", "prepare", "--dir", next)
 	out := must("upgrade", "activate")
-	if !strings.Contains(out, "activated") || strings.Count(out, "active ") < 2 {
+	if !strings.Contains(out, "activated") || strings.Count(out, "active ") < 3 {
 		t.Fatal(out)
 	}
 	for i, h := range l.Hosts {

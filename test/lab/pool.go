@@ -64,6 +64,19 @@ func (l *Lab) Join(ctx context.Context, h *Host) error {
 	if err != nil {
 		return err
 	}
+	return l.join(ctx, h, tok)
+}
+
+// JoinAs is Join for a host that runs no instances.
+func (l *Lab) JoinAs(ctx context.Context, h *Host, role api.JoinRole) error {
+	tok, err := l.newToken("--role", string(role))
+	if err != nil {
+		return err
+	}
+	return l.join(ctx, h, tok)
+}
+
+func (l *Lab) join(ctx context.Context, h *Host, tok string) error {
 	var urls []string
 	for _, o := range l.Hosts {
 		if o != h && rig.Ready(o.Socket) {
@@ -86,7 +99,18 @@ func (l *Lab) joinToken() (string, error) {
 	if tok != "" {
 		return tok, nil
 	}
-	out, err := l.Do("node", "token", "--uses", "0", "--ttl", "24h", "-o", "json")
+	tok, err := l.newToken("--uses", "0", "--ttl", "24h")
+	if err != nil {
+		return "", err
+	}
+	l.mu.Lock()
+	l.token = tok
+	l.mu.Unlock()
+	return tok, l.save()
+}
+
+func (l *Lab) newToken(flags ...string) (string, error) {
+	out, err := l.Do(append([]string{"node", "token", "-o", "json"}, flags...)...)
 	if err != nil {
 		return "", err
 	}
@@ -94,10 +118,7 @@ func (l *Lab) joinToken() (string, error) {
 	if err := json.Unmarshal([]byte(out), &t); err != nil || t.Token == "" {
 		return "", errs.New(errs.Internal, "no token in the answer")
 	}
-	l.mu.Lock()
-	l.token = t.Token
-	l.mu.Unlock()
-	return t.Token, l.save()
+	return t.Token, nil
 }
 
 // URL is where the host's API is, for those who reach its address.

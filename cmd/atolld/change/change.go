@@ -338,6 +338,26 @@ func (u *Changer) Follow(ctx context.Context, st store.Store) error {
 	return ctx.Err()
 }
 
+// Tell does what Follow does where the Upgrade cannot be watched: by telling what this
+// host has, again and again, and being told.
+func (u *Changer) Tell(ctx context.Context, tell func(ctx context.Context, st api.NodeIdentityStatus) (*api.Upgrade, error)) error {
+	var before string
+	for {
+		up, err := tell(ctx, api.NodeIdentityStatus{Version: u.Version, Release: release.Number(), Arch: runtime.GOARCH, Upgrade: u.Status()})
+		switch {
+		case err == nil:
+			u.do(ctx, up, u.identity())
+			before = ""
+		case ctx.Err() == nil && err.Error() != before:
+			before = err.Error()
+			u.Log.Debug("cannot tell the version of this host", "error", err)
+		}
+		if err := u.Clock.Sleep(ctx, followAgain); err != nil {
+			return err
+		}
+	}
+}
+
 func (u *Changer) identity() *join.Identity {
 	if h := u.host.Load(); h != nil {
 		return (*h).Identity()

@@ -163,8 +163,9 @@ drain.
 --force is for a host that is lost. Its instances are given up there and started
 elsewhere; data they had on that host is not. If it still runs, it goes on running
 them until it notices: exclusive instances (also those with a named volume or a fixed
-address) might then run twice, so they are refused unless the host's lease has ended,
-by which it has stopped them itself, or --off says that it is switched off for certain.`,
+address) might then run twice, so they are refused unless the host's lease has ended
+and it is one that stops them itself before (its condition SelfFences), its management
+controller has switched it off, or --off says that it is switched off for certain.`,
 		Example: "  atoll drain isle2 && atoll node remove isle2\n  atoll node remove isle3 --force --off", Complete: verb.CompleteNodes,
 		Flags: func(fs *pflag.FlagSet) {
 			fs.BoolVar(&force, "force", false, "although instances are assigned to it: give them up there; for a host that is lost")

@@ -80,6 +80,9 @@ func (o *DescribeOptions) one(ctx context.Context, c *verb.Call, r api.Ref) erro
 			c.Say("  cannot be told: %v", err)
 		}
 	}
+	if n, ok := obj.(*api.Node); ok {
+		describeLease(ctx, c, n)
+	}
 	return o.lastEvents(ctx, c, r)
 }
 

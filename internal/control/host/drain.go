@@ -120,8 +120,12 @@ func (c *Drain) round(ctx context.Context, s store.Store) (reconcile.Result, err
 		return reconcile.Result{}, err
 	}
 	for _, a := range r.acts {
-		if err := commit(ctx, s, a.ops()...); err != nil {
+		done, err := commit(ctx, s, a.ops()...)
+		if err != nil {
 			return reconcile.Result{}, fmt.Errorf("%s: %w", api.RefOf(a.as), err)
+		}
+		if t := r.byUID[a.as.Spec.InstanceUID]; done && t != nil {
+			c.d.Tell.of(t.in, "normal", api.ReasonMaintenance, a.told())
 		}
 	}
 	again := c.next(r)
@@ -147,7 +151,7 @@ func (c *Drain) write(ctx context.Context, s store.Store, p *pool, r *round) err
 			if was != nil {
 				op = store.Update(x)
 			}
-			if err := commit(ctx, s, op); err != nil {
+			if _, err := commit(ctx, s, op); err != nil {
 				return fmt.Errorf("write %s: %w", api.RefOf(x), err)
 			}
 		}
@@ -155,7 +159,7 @@ func (c *Drain) write(ctx context.Context, s store.Store, p *pool, r *round) err
 		delete(old, x.Name)
 	}
 	for _, x := range old {
-		if err := commit(ctx, s, store.Remove(api.RefOf(x), x.Revision)); err != nil {
+		if _, err := commit(ctx, s, store.Remove(api.RefOf(x), x.Revision)); err != nil {
 			return fmt.Errorf("remove %s: %w", api.RefOf(x), err)
 		}
 	}
@@ -197,11 +201,23 @@ func (a act) ops() []store.Op {
 	return []store.Op{store.Update(next), store.Expect(api.RefOf(a.node), a.node.Revision)}
 }
 
-// commit writes; that somebody was faster is for the next round.
-func commit(ctx context.Context, s store.Store, ops ...store.Op) error {
+// told is what the instance's people read about it.
+func (a act) told() string {
+	switch e := a.evict; {
+	case e == nil:
+		return "may start again on " + a.as.Spec.Node
+	case e.Stay:
+		return "stops on " + a.as.Spec.Node + " until that is restored: " + e.Reason
+	default:
+		return "leaves " + a.as.Spec.Node + ": " + e.Reason
+	}
+}
+
+// commit writes, and says whether it did; that somebody was faster is for the next round.
+func commit(ctx context.Context, s store.Store, ops ...store.Op) (bool, error) {
 	_, err := s.Commit(ctx, ops...)
 	if errors.Is(err, errs.Conflict) || errors.Is(err, errs.Exists) || errors.Is(err, errs.NotFound) {
-		return nil
+		return false, nil
 	}
-	return err
+	return err == nil, err
 }

@@ -37,6 +37,8 @@ type FailoverDeps struct {
 	// Off switches a host off by its management controller and returns when it is off
 	// for certain; nil: that cannot be done here.
 	Off func(ctx context.Context, n *api.Node) error
+	// Tell is told what happens to instances, for people; nil: nobody is.
+	Tell Teller
 }
 
 const (
@@ -173,9 +175,11 @@ func (f *Failover) prove(ctx context.Context, s store.Store, lease *api.Lease) (
 	now := f.Clock.Now().UTC()
 	proof := &api.FenceProof{At: now}
 	switch {
-	case node != nil && node.Annotations[api.AnnotationOff] == strconv.FormatInt(lease.Spec.Epoch, 10):
+	case node == nil: // nobody knows what kind of host it was: only its removal, with somebody's word, helps
+		return lease, res, nil
+	case node.Annotations[api.AnnotationOff] == strconv.FormatInt(lease.Spec.Epoch, 10):
 		proof.By, proof.Message = "operator", "somebody said that it is off"
-	case node == nil, fences(node):
+	case lease.Stopped(node):
 		proof.By, proof.Message = "lease", "its own watchdog stops it before the lease ends"
 	case node.Spec.BMC != nil && f.Off != nil:
 		off, cancel := context.WithTimeout(ctx, offPatience)
@@ -197,11 +201,6 @@ func (f *Failover) prove(ctx context.Context, s store.Store, lease *api.Lease) (
 	}
 	next.Revision = rev
 	return next, res, nil
-}
-
-func fences(n *api.Node) bool {
-	c := n.Condition(api.ConditionFences)
-	return c != nil && c.Status
 }
 
 // ranked is an instance of a lost host.
@@ -258,8 +257,14 @@ func (f *Failover) decide(ctx context.Context, s store.Store, lease *api.Lease, 
 	}
 	// The lease is checked: when the host has come back meanwhile, it speaks for itself.
 	ops = append(ops, store.Expect(api.RefOf(lease), lease.Revision))
-	if _, err := s.Commit(ctx, ops...); err != nil && !errors.Is(err, errs.NotFound) {
+	switch _, err := s.Commit(ctx, ops...); {
+	case errors.Is(err, errs.NotFound): // it is gone
+	case err != nil:
 		return fmt.Errorf("%s on the lost host %s: %w", api.RefOf(in), lease.Spec.Holder, err)
+	default:
+		if now, ok := ops[0].Object.(*api.Instance); ok && now.Status.Message != in.Status.Message {
+			f.Tell.of(in, "warning", api.ReasonHostLost, now.Status.Message)
+		}
 	}
 	return nil
 }

@@ -6,6 +6,7 @@
 package host
 
 import (
+	"atoll/api"
 	"atoll/internal/clock"
 	"atoll/internal/policy"
 )
@@ -18,4 +19,15 @@ type Deps struct {
 	Seed  uint64
 	// AtOnce bounds how many instances drains have under way in the pool. Default 10.
 	AtOnce int
+	// Tell is told what happens to instances, for people; nil: nobody is.
+	Tell Teller
+}
+
+// Teller notes that something happened to an object; typ is "normal" or "warning".
+type Teller func(about api.Ref, uid, typ, reason, message string)
+
+func (t Teller) of(in *api.Instance, typ, reason, message string) {
+	if t != nil {
+		t(api.RefOf(in), in.UID, typ, reason, message)
+	}
 }

@@ -51,7 +51,7 @@ func (u *Upgrade) Key(api.Ref) api.Ref { return api.UpgradeRef() }
 
 // Watches what is wanted, and how the hosts are.
 func (u *Upgrade) Watches() []api.Selector {
-	return []api.Selector{{Kind: api.KindUpgrade}, {Kind: api.KindNode}, {Kind: api.KindLease}, {Kind: api.KindMember}}
+	return []api.Selector{{Kind: api.KindUpgrade}, {Kind: api.KindNode}, {Kind: api.KindLease}, {Kind: api.KindMember}, {Kind: api.KindNodeIdentity}}
 }
 
 // Owns the status, and the pool's level, which grows at the end.
@@ -153,6 +153,11 @@ func (u *Upgrade) look(ctx context.Context, s store.Store, up *api.Upgrade) (upg
 	if err != nil {
 		return sit, fmt.Errorf("list members: %w", err)
 	}
+	ids, _, err := store.List[*api.NodeIdentity](ctx, s, api.Selector{Kind: api.KindNodeIdentity})
+	if err != nil {
+		return sit, fmt.Errorf("list identities: %w", err)
+	}
+	nodes = api.UpgradeHosts(nodes, ids)
 	state := map[string]api.MemberState{}
 	for _, m := range members {
 		state[m.Name] = m.Spec.State

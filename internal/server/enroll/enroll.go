@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -375,6 +376,26 @@ func (d *Desk) answer(ctx context.Context, id *api.NodeIdentity, csr string) (*a
 		return nil, err
 	}
 	return &api.JoinAnswer{Node: id.Name, Role: id.Spec.Role, Certificate: string(cert), Authority: string(authority), Endpoints: ends, Pool: d.Pool}, nil
+}
+
+// Elsewhere adds to an error that this server cannot do it the addresses of those that may; nil stays nil.
+func (d *Desk) Elsewhere(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	all, lerr := d.endpoints(ctx)
+	if lerr != nil {
+		return err // it is what matters
+	}
+	all = slices.DeleteFunc(all, func(u string) bool { return slices.Contains(d.Endpoints, u) })
+	if len(all) == 0 {
+		return err
+	}
+	hint := "ask another server: atoll --server URL, with one of " + strings.Join(all, " ")
+	if h := errs.HintOf(err); h != "" {
+		hint = h + "; " + hint
+	}
+	return errs.New(errs.KindOf(err), "%w", err).WithHint("%s", hint)
 }
 
 // endpoints are this server's and those of the other members that answer the API.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"atoll/api"
 	"atoll/internal/errs"
@@ -126,15 +127,19 @@ func (d *Desk) removeOnce(ctx context.Context, node string, o Removal) (*api.Nod
 	if err != nil {
 		return nil, err
 	}
+	lease, err := maybe[*api.Lease](ctx, d.Store, api.NodeLease(node))
+	if err != nil {
+		return nil, err
+	}
 	switch {
-	case n == nil && id == nil:
+	case n == nil && id == nil && lease == nil:
 		return nil, errs.New(errs.NotFound, "%s does not exist", nodeRef(node)).WithHint("atoll node list")
 	case o.Rev != 0 && n != nil && n.Revision != o.Rev:
 		return nil, errs.New(errs.Conflict, "%s was changed meanwhile: it is at revision %d, not %d", nodeRef(node), n.Revision, o.Rev).WithHint("read it again and repeat the change")
 	}
 	var ops []store.Op
 	if o.Force {
-		if n, err = d.giveUp(ctx, n, id, node, o); err == nil {
+		if n, err = d.giveUp(ctx, leaving{node, n, id, lease}, o); err == nil {
 			ops, err = d.with(ctx, node)
 		}
 	} else {
@@ -145,7 +150,10 @@ func (d *Desk) removeOnce(ctx context.Context, node string, o Removal) (*api.Nod
 	}
 	was := n
 	if n == nil { // it ran nothing
-		was = &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: node, UID: id.UID}}}
+		was = &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: node}}}
+		if id != nil {
+			was.UID = id.UID
+		}
 	} else {
 		ops = append(ops, store.Remove(api.RefOf(n), n.Revision))
 	}
@@ -157,31 +165,44 @@ func (d *Desk) removeOnce(ctx context.Context, node string, o Removal) (*api.Nod
 	return was, nil
 }
 
+// leaving is a host that is removed by force, as far as it is there.
+type leaving struct {
+	name  string
+	node  *api.Node
+	id    *api.NodeIdentity
+	lease *api.Lease
+}
+
+// still is the condition that the host has not taken its lease anew since it was looked
+// at: a proof is about the epoch that ended, and no other.
+func (h leaving) still() []store.Op {
+	if h.lease == nil {
+		return nil
+	}
+	return []store.Op{store.Expect(api.RefOf(h.lease), h.lease.Revision)}
+}
+
 // giveUp turns a host away and marks what is assigned to it as lost, so that it is
 // placed anew. Nothing that must not run twice is given up while it may still run.
-func (d *Desk) giveUp(ctx context.Context, n *api.Node, id *api.NodeIdentity, node string, o Removal) (*api.Node, error) {
-	lease, err := maybe[*api.Lease](ctx, d.Store, api.NodeLease(node))
+func (d *Desk) giveUp(ctx context.Context, h leaving, o Removal) (*api.Node, error) {
+	fenced := o.Off || h.lease != nil && h.lease.Stopped(h.node)
+	list, err := d.held(ctx, h.name, fenced)
 	if err != nil {
 		return nil, err
 	}
-	fenced := o.Off || lease != nil && !lease.Held()
-	list, err := d.held(ctx, node, fenced)
-	if err != nil {
-		return nil, err
-	}
-	if n, err = d.shut(ctx, n, id, lease, o); err != nil {
+	if h, err = d.shut(ctx, h, o); err != nil {
 		return nil, err
 	}
 	// Placement may not have seen yet that nothing goes there any more, so look again.
-	for ; err == nil; list, err = d.held(ctx, node, fenced) {
-		var ops []store.Op
+	for ; err == nil; list, err = d.held(ctx, h.name, fenced) {
+		ops := h.still()
 		for _, a := range list[:min(len(list), evictAtOnce)] {
 			a = api.Clone(a)
-			a.Spec.Evict = &api.Eviction{At: d.now(), Reason: "host " + node + " was removed by force", Lost: true}
+			a.Spec.Evict = &api.Eviction{At: d.now(), Reason: "host " + h.name + " was removed by force", Lost: true}
 			ops = append(ops, store.Update(a))
 		}
-		if len(ops) == 0 {
-			return n, nil
+		if len(list) == 0 {
+			return h.node, nil
 		}
 		if _, err := d.commit(ctx, ops...); err != nil {
 			return nil, err
@@ -225,46 +246,63 @@ func (d *Desk) once(ctx context.Context, node string, list []*api.Assignment) er
 		WithHint("switch it off, and say so: atoll node remove %s --force --off", node)
 }
 
-// shut is the first step: from here on the host may do nothing, and nothing is placed there.
-func (d *Desk) shut(ctx context.Context, n *api.Node, id *api.NodeIdentity, lease *api.Lease, o Removal) (*api.Node, error) {
+// shut is the first step: from here on the host may write nothing, and nothing is placed
+// there. A lease that it holds begins another epoch, which nobody has: the keeper of the
+// leases refuses the host's next heartbeat, and gives the lease up when the host cannot
+// believe any more that it holds it. Only with a proof it is over at once.
+func (d *Desk) shut(ctx context.Context, h leaving, o Removal) (leaving, error) {
 	var ops []store.Op
-	if n != nil && !n.Spec.Cordoned {
-		n = api.Clone(n)
-		n.Spec.Cordoned = true
-		n.Generation++
-		ops = append(ops, store.Update(n))
+	if h.node != nil && !h.node.Spec.Cordoned {
+		h.node = api.Clone(h.node)
+		h.node.Spec.Cordoned = true
+		h.node.Generation++
+		ops = append(ops, store.Update(h.node))
 	}
-	if id != nil && id.Spec.Revoked == "" {
-		id = api.Clone(id)
-		id.Spec.Revoked = "removed by force by " + o.By
-		id.Generation++
-		ops = append(ops, store.Update(id))
+	first := h.id == nil || h.id.Spec.Revoked == ""
+	if h.id != nil && first {
+		h.id = api.Clone(h.id)
+		h.id.Spec.Revoked = "removed by force by " + o.By
+		h.id.Generation++
+		ops = append(ops, store.Update(h.id))
 	}
-	if lease != nil && (lease.Held() || o.Off && lease.Spec.Proof == nil) {
-		lease = api.Clone(lease)
-		if lease.Held() {
-			lease.Spec.State, lease.Spec.Since = api.LeaseExpired, d.now()
-		}
-		if o.Off {
-			lease.Spec.Proof = &api.FenceProof{By: "operator", At: d.now(), Message: o.By + " said that it is switched off"}
-		}
-		ops = append(ops, store.Update(lease))
+	if l := taken(h.lease, first, o, d.now()); l != nil {
+		h.lease = l
+		ops = append(ops, store.Update(l))
+	} else {
+		ops = append(ops, h.still()...)
 	}
 	if len(ops) == 0 {
-		return n, nil
+		return h, nil
 	}
 	rev, err := d.commit(ctx, ops...)
 	if err != nil {
-		return nil, err
+		return h, err
 	}
 	for _, op := range ops {
-		if nid, ok := op.Object.(*api.NodeIdentity); ok {
-			nid.Revision = rev
-			d.Auth.Put(nid)
-		}
-		if node, ok := op.Object.(*api.Node); ok {
-			node.Revision = rev
+		if op.Object != nil {
+			op.Object.Metadata().Revision = rev
 		}
 	}
-	return n, nil
+	if h.id != nil && h.id.Revision == rev {
+		d.Auth.Put(h.id)
+	}
+	return h, nil
+}
+
+// taken is the lease of a host that is turned away; nil when it stays as it is.
+func taken(l *api.Lease, first bool, o Removal, now time.Time) *api.Lease {
+	if l == nil || !o.Off && !(first && l.Held()) || o.Off && !l.Held() && l.Spec.Proof != nil {
+		return nil
+	}
+	l = api.Clone(l)
+	switch {
+	case o.Off && l.Held():
+		l.Spec.State, l.Spec.Since = api.LeaseExpired, now
+		fallthrough
+	case o.Off:
+		l.Spec.Proof = &api.FenceProof{By: "operator", At: now, Message: o.By + " said that it is switched off"}
+	default:
+		l.Spec.Epoch, l.Spec.Since = l.Spec.Epoch+1, now
+	}
+	return l
 }

@@ -23,7 +23,7 @@ import (
 )
 
 // Programs are what can be fetched.
-func Programs() []string { return []string{"atoll", "atolld", "atoll-init"} }
+func Programs() []string { return []string{"atoll", "atolld", "atoll-init", "atoll-watchdog"} }
 
 var pinRE = regexp.MustCompile(`^(sha256//[A-Za-z0-9+/=]{44})?$`)
 

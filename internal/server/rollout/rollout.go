@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"time"
@@ -194,6 +195,11 @@ func (d *Desk) look(ctx context.Context) (pool, error) {
 	if p.nodes, _, err = store.List[*api.Node](ctx, d.Store, api.Selector{Kind: api.KindNode}); err != nil {
 		return p, err
 	}
+	ids, _, err := store.List[*api.NodeIdentity](ctx, d.Store, api.Selector{Kind: api.KindNodeIdentity})
+	if err != nil {
+		return p, err
+	}
+	p.nodes = api.UpgradeHosts(p.nodes, ids)
 	if p.members, _, err = store.List[*api.Member](ctx, d.Store, api.Selector{Kind: api.KindMember}); err != nil {
 		return p, err
 	}
@@ -207,6 +213,39 @@ func (d *Desk) look(ctx context.Context) (pool, error) {
 		}
 	}
 	return p, err
+}
+
+// Told takes in what a host that has no Node says of its versions, and answers with its
+// task: the upgrade with its line only; an empty one where there is none.
+func (d *Desk) Told(ctx context.Context, name string, told api.NodeIdentityStatus) (*api.Upgrade, error) {
+	for try := 0; ; try++ {
+		id, err := store.Get[*api.NodeIdentity](ctx, d.Store, api.Ref{Kind: api.KindNodeIdentity, Name: name})
+		if err != nil {
+			return nil, err
+		}
+		if reflect.DeepEqual(id.Status, told) {
+			break
+		}
+		next := api.Clone(id)
+		next.Status = told
+		_, err = d.Store.Commit(ctx, store.Update(next))
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errs.Conflict) || try >= retries {
+			return nil, fmt.Errorf("note the version of %s: %w", name, err)
+		}
+	}
+	up, err := store.Get[*api.Upgrade](ctx, d.Store, api.UpgradeRef())
+	if errors.Is(err, errs.NotFound) {
+		return &api.Upgrade{Head: api.Head{K: api.KindUpgrade, Meta: api.Meta{Name: api.PoolName}}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	up = api.Clone(up)
+	up.Status.Hosts = slices.DeleteFunc(up.Status.Hosts, func(h api.UpgradeHost) bool { return h.Name != name })
+	return up, nil
 }
 
 // backup keeps the state from before, and the last few of those.

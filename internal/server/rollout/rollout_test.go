@@ -215,6 +215,65 @@ func TestStepsFollowEachOther(t *testing.T) {
 	}
 }
 
+// A host that runs no instances tells its version and gets its line, and counts like any other.
+func TestToldVersion(t *testing.T) {
+	d, s := desk(t)
+	id := &api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity, Meta: api.Meta{Name: "vote1"}}, Spec: api.NodeIdentitySpec{Role: api.RoleWitness}}
+	if _, err := s.Commit(t.Context(), store.Create(id), store.Create(&api.Lease{Head: api.Head{K: api.KindLease, Meta: api.Meta{Name: "node-vote1"}}, Spec: api.LeaseSpec{Holder: "vote1", State: api.LeaseHeld}})); err != nil {
+		t.Fatal(err)
+	}
+	told := api.NodeIdentityStatus{Version: "v1", Release: 1, Arch: runtime.GOARCH, Upgrade: &api.NodeUpgrade{Active: "v1"}}
+	tell := func() *api.Upgrade {
+		t.Helper()
+		up, err := d.Told(t.Context(), "vote1", told)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return up
+	}
+	if up := tell(); len(up.Status.Hosts) != 0 || up.Spec.Version != "" {
+		t.Fatalf("a task without an upgrade: %+v", up)
+	}
+	rev := s.Revision()
+	if tell(); s.Revision() != rev {
+		t.Error("what was known was written again")
+	}
+	if _, err := d.Told(t.Context(), "nobody", told); errs.KindOf(err) != errs.NotFound {
+		t.Error(err)
+	}
+	told.Arch = "s390x"
+	tell()
+	if _, err := d.ask("prepare"); err == nil || !strings.Contains(err.Error(), "host vote1 is s390x") {
+		t.Errorf("it was not looked at: %v", err)
+	}
+	told.Arch = runtime.GOARCH
+	tell()
+	if _, err := d.ask("prepare"); err != nil {
+		t.Fatal(err)
+	}
+	change(t, s, api.UpgradeRef(), func(u *api.Upgrade) {
+		u.Status.State = api.UpgradeActivated
+		u.Status.Hosts = []api.UpgradeHost{{Name: "h0"}, {Name: "vote1", Task: api.TaskActivate, Try: 3}}
+	})
+	if up := tell(); len(up.Status.Hosts) != 1 || up.Status.Host("vote1").Task != api.TaskActivate || up.Spec.Version != "v2" {
+		t.Errorf("told %+v", up.Status)
+	}
+	if _, err := d.ask("activate"); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{"h0", "h1"} {
+		change(t, s, node(n), func(n *api.Node) { n.Status.Version, n.Status.Upgrade = "v2", &api.NodeUpgrade{Active: "v2"} })
+	}
+	if _, err := d.ask("finalise"); err == nil || !strings.Contains(err.Error(), "do not run v2 yet: vote1") {
+		t.Errorf("finalised without it: %v", err)
+	}
+	told.Version, told.Release, told.Upgrade = "v2", 2, &api.NodeUpgrade{Active: "v2"}
+	tell()
+	if _, err := d.ask("finalise"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestServe(t *testing.T) {
 	d, _ := desk(t)
 	var status int

@@ -21,3 +21,17 @@ func (s *Store) TakePart(ctx context.Context, node string, req api.TakePartReque
 	}
 	return &ans, nil
 }
+
+// TellVersion tells which versions a host that runs no instances has, and gives what it
+// is to do about that: an upgrade with its line only.
+func (s *Store) TellVersion(ctx context.Context, node string, st api.NodeIdentityStatus) (*api.Upgrade, error) {
+	b, err := json.Marshal(st)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "encode request: %w", err)
+	}
+	o, err := s.object(ctx, request{method: "POST", path: "/v1/nodeidentities/" + url.PathEscape(node) + "/version", body: b, safe: true}, api.KindUpgrade)
+	if err != nil {
+		return nil, err
+	}
+	return o.(*api.Upgrade), nil
+}

@@ -409,7 +409,9 @@ func (s *Store) Apply(ctx context.Context, dry bool, ops ...store.Op) ([]Result,
 
 func (s *Store) commit(ctx context.Context, ops []store.Op, full, dry bool) ([]Result, int64, error) {
 	body := wireCommit{Full: full, Ops: make([]wireOp, len(ops))}
+	expects := true
 	for i, op := range ops {
+		expects = expects && op.Rev != store.Any
 		w := wireOp{Rev: op.Rev}
 		switch op.Verb {
 		case store.Put:
@@ -441,7 +443,7 @@ func (s *Store) commit(ctx context.Context, ops []store.Op, full, dry bool) ([]R
 			Object json.RawMessage `json:"object"`
 		} `json:"results"`
 	}
-	if err := s.json(ctx, request{method: "POST", path: "/v1/commit", query: q, body: b, safe: dry}, &in); err != nil {
+	if err := s.json(ctx, request{method: "POST", path: "/v1/commit", query: q, body: b, safe: dry, expects: expects}, &in); err != nil {
 		return nil, 0, err
 	}
 	out := make([]Result, len(in.Results))
@@ -487,7 +489,7 @@ func (s *Store) Replace(ctx context.Context, o api.Object) (api.Object, error) {
 	if err != nil {
 		return nil, errs.New(errs.Internal, "encode %s: %w", api.RefOf(o), err)
 	}
-	return s.object(ctx, request{method: "PUT", path: path, query: q, body: b}, o.ObjectKind())
+	return s.object(ctx, request{method: "PUT", path: path, query: q, body: b, expects: o.Metadata().Revision > 0}, o.ObjectKind())
 }
 
 // Patch changes what a merge patch (RFC 7396) names; rev 0 is any revision.
@@ -502,7 +504,7 @@ func (s *Store) Patch(ctx context.Context, ref api.Ref, patch any, rev int64) (a
 	}
 	h := map[string]string{"Content-Type": "application/merge-patch+json"}
 	match(h, rev)
-	return s.object(ctx, request{method: "PATCH", path: path, query: q, header: h, body: b}, ref.Kind)
+	return s.object(ctx, request{method: "PATCH", path: path, query: q, header: h, body: b, expects: rev > 0}, ref.Kind)
 }
 
 // Delete asks for the removal of an object; rev 0 is any revision. It gives the
@@ -514,7 +516,7 @@ func (s *Store) Delete(ctx context.Context, ref api.Ref, rev int64) (api.Object,
 	}
 	h := map[string]string{}
 	match(h, rev)
-	return s.object(ctx, request{method: "DELETE", path: path, query: q, header: h}, ref.Kind)
+	return s.object(ctx, request{method: "DELETE", path: path, query: q, header: h, expects: rev > 0}, ref.Kind)
 }
 
 func match(h map[string]string, rev int64) {
@@ -535,5 +537,5 @@ func (s *Store) Report(ctx context.Context, o api.Object, rev int64) (api.Object
 	}
 	h := map[string]string{}
 	match(h, rev)
-	return s.object(ctx, request{method: "PUT", path: path + "/status", query: q, header: h, body: b}, o.ObjectKind())
+	return s.object(ctx, request{method: "PUT", path: path + "/status", query: q, header: h, body: b, expects: rev > 0}, o.ObjectKind())
 }

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -27,7 +28,10 @@ type request struct {
 
 	safe bool // may be carried out twice without harm; every GET may
 	slow bool // a server may take its time before it begins to answer
-	once bool // ask each server once at most: the answer is about it
+	// expects: it names the revision of all that it changes, so what was carried out is refused
+	// when it is asked for again. Success the second time then says that the first was none.
+	expects bool
+	once    bool // ask each server once at most: the answer is about it
 }
 
 func (r *request) repeatable() bool { return r.safe || r.method == http.MethodGet }
@@ -48,6 +52,7 @@ const (
 func (s *Store) each(ctx context.Context, in request, read func(*endpoint, *http.Response) error) error {
 	begin := s.ring.clock.Now()
 	tried := map[string]error{}
+	var doubt error // a try that may have been carried out, when that cannot be asked otherwise
 	for round := 0; ; round++ {
 		order := s.ring.order()
 		again := false
@@ -57,6 +62,9 @@ func (s *Store) each(ctx context.Context, in request, read func(*endpoint, *http
 			if what == answered {
 				s.ring.good(e)
 				s.recheck()
+				if err != nil && doubt != nil {
+					return doubt // refused, perhaps because it was carried out
+				}
 				return err
 			}
 			if ctx.Err() != nil {
@@ -64,16 +72,22 @@ func (s *Store) each(ctx context.Context, in request, read func(*endpoint, *http
 			}
 			s.ring.bad(e, err)
 			if what == cannot && !in.repeatable() {
-				return err
+				return cmp.Or(doubt, err)
 			}
 			if what == uncertain && !in.repeatable() {
-				return unknownOutcome(s.name(e), err)
+				doubt = cmp.Or(doubt, unknownOutcome(s.name(e), err))
+				if !in.expects || len(order) == 1 || errs.KindOf(err) == errs.Timeout {
+					return doubt
+				}
 			}
 			tried[e.base] = err
 			again = again || what != nothing
 		}
 		if len(order) == 1 {
 			return tried[order[0].base]
+		}
+		if doubt != nil {
+			return doubt
 		}
 		pause := min(retryMin<<min(round, 5), 500*time.Millisecond)
 		if !again || in.once || in.stream != nil || s.ring.clock.Now().Sub(begin)+pause > s.cfg.Patience {

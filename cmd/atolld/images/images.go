@@ -1,4 +1,6 @@
-package main
+// Package images gives the agent what it needs of the node's image store, and makes the
+// image that comes with Atoll.
+package images
 
 import (
 	"bytes"
@@ -25,12 +27,13 @@ import (
 	"atoll/internal/image/registry"
 )
 
-// images gives the agent the node's image store.
-type images struct {
+// Images implements agent.Images.
+type Images struct {
 	store *image.Store
 	clock clock.Clock
 	log   *slog.Logger
 	node  string
+	uid   func() string
 }
 
 // scopeShared is where images for every tenant live in the image store.
@@ -39,13 +42,22 @@ const scopeShared = ""
 // builtinName is the image every node makes of its own static busybox.
 const builtinName = "busybox"
 
-func openImages(ctx context.Context, c config, clk clock.Clock, log *slog.Logger) (*images, error) {
-	st, err := image.Open(filepath.Join(c.State, "images"), image.Options{Clock: clk, Log: log, Registry: registry.Options{AuthFile: c.Registry.AuthFile,
-		Mirrors: c.Registry.Mirrors, CAFiles: c.Registry.CAFiles, Insecure: c.Registry.Insecure}})
+// Config says where the images are and what they come from.
+type Config struct {
+	Node     string
+	State    string // the host's state directory
+	Busybox  string // the static busybox the built-in image is made of; "": there is none
+	Registry registry.Options
+	UID      func() string // of new objects
+}
+
+// Open opens the store, which the caller closes.
+func Open(ctx context.Context, c Config, clk clock.Clock, log *slog.Logger) (*Images, error) {
+	st, err := image.Open(filepath.Join(c.State, "images"), image.Options{Clock: clk, Log: log, Registry: c.Registry})
 	if err != nil {
 		return nil, err
 	}
-	i := &images{store: st, clock: clk, log: log, node: c.Node}
+	i := &Images{store: st, clock: clk, log: log, node: c.Node, uid: c.UID}
 	if c.Busybox == "" {
 		return i, nil
 	}
@@ -55,8 +67,11 @@ func openImages(ctx context.Context, c config, clk clock.Clock, log *slog.Logger
 	return i, nil
 }
 
+// Close gives the store back.
+func (i *Images) Close() error { return i.store.Close() }
+
 // builtin makes the image "busybox" from the host's static busybox, again when that changed.
-func (i *images) builtin(ctx context.Context, path, sumFile string) error {
+func (i *Images) builtin(ctx context.Context, path, sumFile string) error {
 	bin, err := os.ReadFile(path)
 	if err != nil {
 		return errs.New(errs.Unsupported, "read busybox: %w", err).WithHint("apt-get install busybox-static")
@@ -79,7 +94,7 @@ func (i *images) builtin(ctx context.Context, path, sumFile string) error {
 }
 
 // Root implements agent.Images.
-func (i *images) Root(ctx context.Context, tenant, ref, pull string, progress func(api.Progress)) (driver.Image, *api.Image, error) {
+func (i *Images) Root(ctx context.Context, tenant, ref, pull string, progress func(api.Progress)) (driver.Image, *api.Image, error) {
 	info, err := i.store.Resolve(ctx, tenant, ref)
 	var fetched *api.Image
 	switch {
@@ -101,7 +116,7 @@ func (i *images) Root(ctx context.Context, tenant, ref, pull string, progress fu
 }
 
 // Here implements agent.Images.
-func (i *images) Here() []string {
+func (i *Images) Here() []string {
 	var out []string
 	seen := map[string]bool{}
 	for _, info := range i.store.All() {
@@ -121,7 +136,7 @@ func (i *images) Here() []string {
 }
 
 // Collect implements agent.Images.
-func (i *images) Collect(ctx context.Context, inUse map[string]bool) error {
+func (i *Images) Collect(ctx context.Context, inUse map[string]bool) error {
 	freed, gone, err := i.store.GC(ctx, func() map[string]bool { return inUse })
 	if len(gone) > 0 {
 		i.log.Info("removed content nobody needs", "parts", len(gone), "bytes", freed)
@@ -130,7 +145,7 @@ func (i *images) Collect(ctx context.Context, inUse map[string]bool) error {
 }
 
 // Handle implements agent.Images.
-func (i *images) Handle(ctx context.Context, req api.ImageRequest, st agent.ImageStream) error {
+func (i *Images) Handle(ctx context.Context, req api.ImageRequest, st agent.ImageStream) error {
 	scope := req.Tenant
 	if req.Shared {
 		scope = scopeShared
@@ -159,10 +174,10 @@ func (i *images) Handle(ctx context.Context, req api.ImageRequest, st agent.Imag
 
 // object is the Image that a name on this node should be in the pool. The built-in
 // one is not pinned: every node's may differ.
-func (i *images) object(info image.Info) *api.Image {
+func (i *Images) object(info image.Info) *api.Image {
 	now := i.clock.Now().UTC()
 	o := &api.Image{
-		Head:   api.Head{K: api.KindImage, Meta: api.Meta{Name: api.ImageName(info.Name()), Tenant: info.Scope, UID: newUID(), CreatedAt: &now, Generation: 1}},
+		Head:   api.Head{K: api.KindImage, Meta: api.Meta{Name: api.ImageName(info.Name()), Tenant: info.Scope, UID: i.uid(), CreatedAt: &now, Generation: 1}},
 		Spec:   api.ImageSpec{Reference: info.Name(), Digest: info.Digest, Platform: info.Platform},
 		Status: api.ImageStatus{Digest: info.Digest, Size: info.Size, Layers: info.Layers, Nodes: []string{i.node}},
 	}
@@ -184,7 +199,7 @@ func scope(tenant string) string {
 }
 
 // Known implements agent.Images.
-func (i *images) Known() []*api.Image {
+func (i *Images) Known() []*api.Image {
 	var out []*api.Image
 	for _, info := range i.store.All() {
 		out = append(out, i.object(info))
@@ -194,7 +209,7 @@ func (i *images) Known() []*api.Image {
 
 // Adopt implements agent.Images. A digest is looked up among the tenant's own images
 // and everybody's only: to know a digest is no right to its content.
-func (i *images) Adopt(ctx context.Context, img *api.Image) (*api.ImageStatus, error) {
+func (i *Images) Adopt(ctx context.Context, img *api.Image) (*api.ImageStatus, error) {
 	info, err := i.named(scope(img.Tenant), img.Spec.Reference)
 	if want := img.Spec.Digest; want != "" && (err != nil || info.Digest != want) {
 		info, err = i.store.Tag(ctx, scope(img.Tenant), want, img.Spec.Reference)
@@ -209,7 +224,7 @@ func (i *images) Adopt(ctx context.Context, img *api.Image) (*api.ImageStatus, e
 }
 
 // named finds a name in exactly this scope.
-func (i *images) named(scope, ref string) (image.Info, error) {
+func (i *Images) named(scope, ref string) (image.Info, error) {
 	r, err := oci.Parse(ref)
 	if err != nil {
 		return image.Info{}, err
@@ -223,7 +238,7 @@ func (i *images) named(scope, ref string) (image.Info, error) {
 }
 
 // Forget implements agent.Images.
-func (i *images) Forget(ctx context.Context, ref api.Ref) error {
+func (i *Images) Forget(ctx context.Context, ref api.Ref) error {
 	for _, info := range i.store.List(scope(ref.Tenant)) {
 		if api.ImageName(info.Name()) != ref.Name {
 			continue
