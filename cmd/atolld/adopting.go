@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"atoll/cmd/atolld/adopt"
+	"atoll/cmd/atolld/images"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
 	"atoll/internal/image"
@@ -43,11 +44,11 @@ func adoptHost(ctx context.Context, c config, o joining) error {
 			return adopt.Drivers{Runtimes: dv.runtimes, Network: dv.network, Storage: dv.storage}, err
 		},
 		Images: func(ctx context.Context) (*image.Store, error) {
-			i, err := openImages(ctx, c, clock.Real{}, log)
+			i, err := images.Open(ctx, imagesConfig(c), clock.Real{}, log)
 			if err != nil {
 				return nil, err
 			}
-			return i.store, nil
+			return i.Store(), nil
 		}}
 	return adopt.Run(ctx, h, adopt.Options{URLs: list(o.urls), Token: o.token, Address: o.address, Into: o.adopt, Output: o.output, DryRun: o.dryRun, Yes: o.yes, Out: os.Stdout})
 }
