@@ -16,6 +16,14 @@ import (
 	"atoll/internal/sys/mount"
 )
 
+// asRoot refuses everybody else what a verb does.
+func asRoot(verb string) error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return errs.New(errs.Denied, "atolld %s needs root", verb).WithHint("sudo atolld %s", verb)
+}
+
 // runDown removes what Atoll put on the host. It needs no store: drivers find what
 // is theirs. It runs after the daemon has ended.
 func runDown(ctx context.Context, args []string) error {
@@ -26,8 +34,8 @@ func runDown(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		return errs.New(errs.Denied, "atolld down needs root").WithHint("sudo atolld down")
+	if err := asRoot("down"); err != nil {
+		return err
 	}
 	unlock, err := prepareDirs(c)
 	if err != nil {

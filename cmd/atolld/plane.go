@@ -140,16 +140,19 @@ func (p *plane) reign(ctx context.Context) error {
 	}
 	p.keeper.Store(k)
 	defer p.keeper.Store(nil)
-	if changed, err := builtin.UpdateRoles(ctx, st); err != nil {
-		p.log.Warn("roles of an earlier release are not brought up to date", "error", err)
-	} else if len(changed) > 0 {
-		p.log.Info("roles of an earlier release were brought up to date", "roles", changed)
-	}
 	p.log.Info("leads the pool", "took", p.clk.Now().Sub(began).Round(time.Millisecond).String())
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return k.Run(gctx) })
 	g.Go(func() error { return engine.Run(gctx) })
 	g.Go(func() error { return rec.Run(gctx) })
+	g.Go(func() error {
+		if changed, err := builtin.UpdateRoles(gctx, st); err != nil {
+			p.log.Warn("roles of an earlier release are not brought up to date", "error", err)
+		} else if len(changed) > 0 {
+			p.log.Info("roles of an earlier release were brought up to date", "roles", changed)
+		}
+		return nil
+	})
 	g.Go(func() error {
 		if err := lease.Replaced(gctx, p.st, rev); err != nil {
 			return err

@@ -267,7 +267,11 @@ func recoverFrom(ctx context.Context, c config, file, authority string) error {
 		return errs.New(errs.Conflict, "this host has a copy of the pool's state in %s", dir).
 			WithHint("look at it first: atolld recover. If the backup is the better one, move that directory away")
 	}
-	if id, err := join.Load(c.State, joinDeps()); err == nil {
+	id, err := join.Load(c.State, joinDeps())
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		return err
+	}
+	if err == nil {
 		c.Node = id.Node()
 	}
 	kept, err := bringAuthority(c, authority)

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -86,6 +88,23 @@ func TestReachableWitness(t *testing.T) {
 		m, err := reachableWitness(config{PeerListen: c.listen, Advertise: c.advertise})
 		if (err == nil) != (c.want != "") || err == nil && (m.Advertise != c.want || m.Listen != "https://"+c.listen) {
 			t.Errorf("%+v: %+v %v", c, m, err)
+		}
+	}
+}
+
+// What is left of a host's identity is looked at before anything is written.
+func TestRecoverFromRefusesHalfAnIdentity(t *testing.T) {
+	c := config{State: t.TempDir(), Run: t.TempDir(), Node: "r1"}
+	if err := os.WriteFile(filepath.Join(c.State, "join.json"), []byte(`{"node":"r1","role":"node","endpoints":["https://10.0.0.1:7443"]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := recoverFrom(t.Context(), c, filepath.Join(t.TempDir(), "none"), "")
+	if err == nil || !strings.Contains(errs.HintOf(err), "remove "+c.State+"/join.json") {
+		t.Errorf("%v %s", err, errs.HintOf(err))
+	}
+	for _, p := range []string{"etcd", "etcd.new", "pki"} {
+		if _, err := os.Lstat(filepath.Join(c.State, p)); err == nil {
+			t.Errorf("%s was made", p)
 		}
 	}
 }

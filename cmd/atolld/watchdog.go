@@ -24,8 +24,8 @@ func runWatchdog(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		return errs.New(errs.Denied, "atolld watchdog needs root").WithHint("sudo atolld watchdog")
+	if err := asRoot("watchdog"); err != nil {
+		return err
 	}
 	if status {
 		return watchdogStatus(ctx, c)

@@ -43,6 +43,12 @@ type Identity struct {
 	told error         // why the pool turns this host away; nil: it does not
 }
 
+// incomplete is the error of a host that lost part of what joining left.
+func incomplete(dir string, rec record, what string, err error) error {
+	return errs.New(errs.Internal, "read %s: %w", what, err).
+		WithHint("bring %s/pki back from a copy of it. Without one remove %s/join.json: then the host joins again (atoll node token --node %s; atolld join), or, when the whole pool is lost, begins from a backup (atolld recover --from)", dir, dir, rec.Node)
+}
+
 // Load reads what joining left in a host's state directory; errs.NotFound: it has not joined.
 func Load(dir string, d Deps) (*Identity, error) {
 	rec, err := readRecord(dir)
@@ -52,20 +58,20 @@ func Load(dir string, d Deps) (*Identity, error) {
 	i := &Identity{dir: dir, deps: d, rec: rec}
 	b, err := readFile(pki(dir, "node.key"))
 	if err != nil {
-		return nil, errs.New(errs.Internal, "read the host's key: %w", err).WithHint("without it the host must join again: remove %s/join.json, atoll node token --node %s, atolld join", dir, rec.Node)
+		return nil, incomplete(dir, rec, "the host's key", err)
 	}
 	if i.key, err = parseKey(b, pki(dir, "node.key")); err != nil {
 		return nil, err
 	}
 	if i.authorityPEM, err = readFile(pki(dir, "ca.crt")); err != nil {
-		return nil, errs.New(errs.Internal, "read the pool's authority: %w", err)
+		return nil, incomplete(dir, rec, "the pool's authority", err)
 	}
 	if i.authority, err = auth.ParseAuthority(i.authorityPEM); err != nil {
 		return nil, err
 	}
 	b, err = readFile(pki(dir, "node.crt"))
 	if err != nil {
-		return nil, errs.New(errs.Internal, "read the host's certificate: %w", err)
+		return nil, incomplete(dir, rec, "the host's certificate", err)
 	}
 	if i.cert, err = parseCert(b, i.authorityPEM, i.key, d.Clock.Now()); err != nil {
 		return nil, err

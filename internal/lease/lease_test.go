@@ -112,6 +112,26 @@ func (p *pool) allow(ctx context.Context, name string, d time.Duration) {
 	}
 }
 
+// onePool runs a test on a pool of one server, on a clock of its own, and ends that.
+func onePool(t *testing.T, fn func(t *testing.T, ctx context.Context, p *pool)) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := newPool(t, 1, 1)
+		fn(t, ctx, p)
+		cancel()
+		if ended := p.srv[0].ended; ended != nil {
+			<-ended
+		}
+	})
+}
+
+// begin makes the first server lead, and waits until it does.
+func (p *pool) begin(ctx context.Context) *Keeper {
+	p.srv[0].lead(ctx)
+	time.Sleep(100 * time.Millisecond)
+	return p.srv[0].keeper.Load()
+}
+
 // way is a network to a server that loses and delays.
 type way struct {
 	s   *server
@@ -242,18 +262,13 @@ func storm(t *testing.T, seed uint64, losses *atomic.Int64) {
 }
 
 func TestLostIsWrittenOnceAndTakenAnew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		p := newPool(t, 1, 1)
-		s := p.srv[0]
+	onePool(t, func(t *testing.T, ctx context.Context, p *pool) {
 		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: "isle2"}}}
 		n.Status.Conditions = []api.Condition{{Type: api.ConditionReady, Status: true}}
 		if _, err := p.mem.Commit(ctx, store.Create(n)); err != nil {
 			t.Fatal(err)
 		}
-		s.lead(ctx)
-		time.Sleep(100 * time.Millisecond)
-		k := s.keeper.Load()
+		k := p.begin(ctx)
 		g, err := k.Take(ctx, "isle2")
 		if err != nil || g.Epoch != 1 || g.Duration != 5*time.Second || !g.Alone {
 			t.Fatal(g, err)
@@ -287,26 +302,19 @@ func TestLostIsWrittenOnceAndTakenAnew(t *testing.T) {
 		if g, err := k.Take(ctx, "isle2"); err != nil || g.Epoch != 2 {
 			t.Errorf("%v %v", g, err)
 		}
-		cancel()
-		<-s.ended
 	})
 }
 
 // An edge host is not ready when it is not heard of, but keeps its lease.
 func TestEdgeHostKeepsItsLease(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		p := newPool(t, 1, 1)
-		s := p.srv[0]
+	onePool(t, func(t *testing.T, ctx context.Context, p *pool) {
 		day := api.Duration(24 * time.Hour)
 		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: "edge"}}, Spec: api.NodeSpec{DisconnectAllowed: &day}}
 		n.Status.Conditions = []api.Condition{{Type: api.ConditionReady, Status: true}}
 		if _, err := p.mem.Commit(ctx, store.Create(n)); err != nil {
 			t.Fatal(err)
 		}
-		s.lead(ctx)
-		time.Sleep(100 * time.Millisecond)
-		k := s.keeper.Load()
+		k := p.begin(ctx)
 		if g, err := k.Take(ctx, "edge"); err != nil || g.Duration != 24*time.Hour {
 			t.Fatal(g, err)
 		}
@@ -322,22 +330,15 @@ func TestEdgeHostKeepsItsLease(t *testing.T) {
 		if _, err := k.Renew(ctx, "edge", Beat{Epoch: 1}); !errors.Is(err, errs.Conflict) {
 			t.Errorf("after a day: %v", err)
 		}
-		cancel()
-		<-s.ended
 	})
 }
 
 // How long an edge host may be alone holds from its next heartbeat on: a longer time is
 // written before it is granted, a shorter one when the host knows.
 func TestDurationChanges(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		p := newPool(t, 1, 1)
-		s := p.srv[0]
+	onePool(t, func(t *testing.T, ctx context.Context, p *pool) {
 		p.allow(ctx, "edge", 0)
-		s.lead(ctx)
-		time.Sleep(100 * time.Millisecond)
-		k := s.keeper.Load()
+		k := p.begin(ctx)
 		written := func() time.Duration {
 			l, err := store.Get[*api.Lease](ctx, p.mem, api.NodeLease("edge"))
 			if err != nil {
@@ -384,8 +385,6 @@ func TestDurationChanges(t *testing.T) {
 		if _, err := k.Renew(ctx, "edge", Beat{Epoch: 2}); !errors.Is(err, errs.Conflict) {
 			t.Error("not given up by the shorter time:", err)
 		}
-		cancel()
-		<-s.ended
 	})
 }
 
@@ -464,17 +463,12 @@ func condition(t *testing.T, s store.Store) api.Condition {
 }
 
 func TestFlappingIsHeldBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		p := newPool(t, 1, 1)
-		s := p.srv[0]
+	onePool(t, func(t *testing.T, ctx context.Context, p *pool) {
 		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: "isle2"}}}
 		if _, err := p.mem.Commit(ctx, store.Create(n)); err != nil {
 			t.Fatal(err)
 		}
-		s.lead(ctx)
-		time.Sleep(100 * time.Millisecond)
-		k := s.keeper.Load()
+		k := p.begin(ctx)
 		held := func() (time.Time, bool) {
 			got, err := store.Get[*api.Node](ctx, p.mem, api.RefOf(n))
 			if err != nil {
@@ -510,21 +504,14 @@ func TestFlappingIsHeldBack(t *testing.T) {
 		if condition(t, p.mem).Status {
 			t.Error("the condition is still there after hours")
 		}
-		cancel()
-		<-s.ended
 	})
 }
 
 // What most of the nodes lost at the same time is not held against any of them; what one
 // loses on its own is.
 func TestLostTogetherIsNobodysFault(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		p := newPool(t, 1, 1)
-		s := p.srv[0]
-		s.lead(ctx)
-		time.Sleep(100 * time.Millisecond)
-		k := s.keeper.Load()
+	onePool(t, func(t *testing.T, ctx context.Context, p *pool) {
+		k := p.begin(ctx)
 		names := []string{"a", "b", "c", "d"}
 		take := func(names ...string) {
 			t.Helper()
@@ -578,20 +565,13 @@ func TestLostTogetherIsNobodysFault(t *testing.T) {
 		if !back("b") || back("c") {
 			t.Errorf("held back: b %v, c %v", back("b"), back("c"))
 		}
-		cancel()
-		<-s.ended
 	})
 }
 
 // A new machine under an old name gets no lease before the old one's has ended.
 func TestReplacedMachineIsWaitedFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		p := newPool(t, 1, 1)
-		s := p.srv[0]
-		s.lead(ctx)
-		time.Sleep(100 * time.Millisecond)
-		k := s.keeper.Load()
+	onePool(t, func(t *testing.T, ctx context.Context, p *pool) {
+		k := p.begin(ctx)
 		joined := func() {
 			id := &api.NodeIdentity{Head: api.Head{K: api.KindNodeIdentity, Meta: api.Meta{Name: "isle2"}}, Spec: api.NodeIdentitySpec{JoinedAt: time.Now()}}
 			if _, err := p.mem.Commit(ctx, store.Set(id)); err != nil {
@@ -621,8 +601,6 @@ func TestReplacedMachineIsWaitedFor(t *testing.T) {
 			}
 			time.Sleep(50 * time.Millisecond)
 		}
-		cancel()
-		<-s.ended
 	})
 }
 
@@ -718,16 +696,13 @@ func TestLeadIsTakenAndNoticed(t *testing.T) {
 
 // A lease from before a restart is gone on with, as long as it lasts and nobody says otherwise.
 func TestResume(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		p := newPool(t, 1, 1)
+	onePool(t, func(t *testing.T, ctx context.Context, p *pool) {
 		s := p.srv[0]
 		day := api.Duration(24 * time.Hour)
 		if _, err := p.mem.Commit(ctx, store.Create(&api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: "edge"}}, Spec: api.NodeSpec{DisconnectAllowed: &day}})); err != nil {
 			t.Fatal(err)
 		}
-		s.lead(ctx)
-		time.Sleep(100 * time.Millisecond)
+		p.begin(ctx)
 		g, err := s.keeper.Load().Take(ctx, "edge")
 		if err != nil {
 			t.Fatal(err)
@@ -765,7 +740,5 @@ func TestResume(t *testing.T) {
 		if h.Held() || lost != 1 {
 			t.Error("held beyond its end", lost)
 		}
-		cancel()
-		<-s.ended
 	})
 }

@@ -205,12 +205,13 @@ func TestExecWithoutNode(t *testing.T) {
 	f := newFixture(t, Config{})
 	lost := f.placed("acme", "lost", "isle9")
 	s, _ := f.served(as("ann"), false)
-	c, err := s.InstanceStream(background(t), api.RefOf(lost), "exec", api.ExecRequest{Argv: []string{"sh"}})
+	_, err := s.InstanceStream(background(t), api.RefOf(lost), "exec", api.ExecRequest{Argv: []string{"sh"}})
 	if !errors.Is(err, errs.Unavailable) || !strings.Contains(errs.HintOf(err), "isle9") {
 		t.Fatal(err)
 	}
 	f.do(root(), "POST", "/v1/instances", encode(t, instance("acme", "pending"))).want(201)
-	if c, err = s.InstanceStream(background(t), api.Ref{Kind: api.KindInstance, Tenant: "acme", Name: "pending"}, "exec", api.ExecRequest{Argv: []string{"sh"}}); err != nil {
+	c, err := s.InstanceStream(background(t), api.Ref{Kind: api.KindInstance, Tenant: "acme", Name: "pending"}, "exec", api.ExecRequest{Argv: []string{"sh"}})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, _, x := drain(t, c); x.Kind != "conflict" || !strings.Contains(x.Hint, "why") {

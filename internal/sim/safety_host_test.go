@@ -176,8 +176,8 @@ func (m *machine) start(ctx context.Context) {
 	m.life, m.end = context.WithCancel(ctx)
 	clk := &hclock{p: m.p, m: m}
 	m.holder = lease.NewHolder(lease.HolderDeps{Clock: clk, Log: m.p.log, Boot: m.boot, Ways: func() []lease.Renewer { return []lease.Renewer{ways{m}} },
-		Extended: func(end time.Duration, _ bool) { m.extend(end) },
-		Took:     func(lease.Grant) { m.taken = true }, Lost: func() { m.lost = true }})
+		Extended: func(end time.Duration, _ bool) { m.extend(end) }, Shorter: m.shorter,
+		Took: func(lease.Grant) { m.taken = true }, Lost: func() { m.lost = true }})
 	var st store.Store = store.Fenced(m.mirror, api.NodeLease(m.name), m.holder.Rev)
 	var right agent.Lease = m.holder
 	switch m.p.opt.broken {
@@ -310,7 +310,23 @@ func (w ways) ask(ctx context.Context, t *term, b lease.Beat) (g lease.Grant, er
 	return g, err
 }
 
-func (m *machine) extend(end time.Duration) { m.dog.deadline = end - dogMargin }
+// extend is on its way to the watchdog. What is shorter than before is taken to be late:
+// only after shorter has it arrived for certain.
+func (m *machine) extend(end time.Duration) { m.dog.deadline = max(m.dog.deadline, end-dogMargin) }
+
+func (m *machine) shorter(ctx context.Context, end time.Duration) error {
+	if m.p.opt.broken == "shorter" {
+		return nil
+	}
+	if err := m.p.pause(ctx, m, time.Duration(m.p.rng.Int64N(int64(20*time.Millisecond)))); err != nil {
+		return err
+	}
+	if m.p.rng.IntN(3) == 0 {
+		return errs.New(errs.Unavailable, "the watchdog does not answer")
+	}
+	m.dog.deadline = end - dogMargin
+	return nil
+}
 
 // Guard is the daemon's word to the watchdog.
 func (m *machine) Guard(ctx context.Context, id string, _ []string) error {

@@ -33,7 +33,7 @@ func (t trouble) String() string {
 	return fmt.Sprintf("%s %s h%d (h%d) for %s by %s", t.at, t.kind, t.host, t.other, t.lasts, t.by)
 }
 
-var troubles = []string{"power", "kill", "stop", "pause", "cut", "cut", "cut-in", "cut-out", "cut-leader", "lead", "usurp", "usurp", "clock", "slow", "deaf", "deaf", "flap", "lag"} //nolint:gochecknoglobals // a constant
+var troubles = []string{"power", "kill", "stop", "pause", "cut", "cut", "cut-in", "cut-out", "cut-leader", "lead", "usurp", "usurp", "clock", "slow", "deaf", "deaf", "flap", "lag", "allow", "allow"} //nolint:gochecknoglobals // a constant
 
 // drawTroubles makes a schedule from a seed.
 func drawTroubles(seed uint64) options {
@@ -136,6 +136,9 @@ func (p *pool) strike(ctx context.Context, t trouble) {
 	case "deaf":
 		p.deafness = 20
 		p.later(t.lasts, func() { p.deafness = 0 })
+	case "allow": // an operator changes how long it may be out of reach, and changes it again
+		p.allow(m, time.Duration(t.other%4)*10*time.Second)
+		p.later(t.lasts, func() { p.allow(m, time.Duration(t.host%3)*15*time.Second) })
 	case "lag":
 		m.mirror.lag = t.lasts / 4
 		p.later(t.lasts, func() { m.mirror.lag = 0 })
@@ -143,6 +146,22 @@ func (p *pool) strike(ctx context.Context, t trouble) {
 			m.srv.mirror.lag = t.lasts / 10
 			p.later(t.lasts, func() { m.srv.mirror.lag = 0 })
 		}
+	}
+}
+
+// allow sets how long a host may be out of reach.
+func (p *pool) allow(m *machine, d time.Duration) {
+	n, err := store.Get[*api.Node](context.Background(), p.mem, api.Ref{Kind: api.KindNode, Name: m.name})
+	if err != nil {
+		return
+	}
+	n = api.Clone(n)
+	n.Spec.DisconnectAllowed = nil
+	if d > 0 {
+		n.Spec.DisconnectAllowed = (*api.Duration)(&d)
+	}
+	if _, err := p.commit([]store.Op{store.Update(n)}); err == nil {
+		p.say("%s may be out of reach for %s", m.name, d)
 	}
 }
 
@@ -370,7 +389,7 @@ func TestNothingRunsTwice(t *testing.T) {
 // A simulation that finds nothing proves nothing: without any one of the parts that keep
 // things from running twice, it finds that they do.
 func TestWhatIsLeftOutIsMissed(t *testing.T) {
-	for _, part := range []string{"fence", "watchdog", "lease"} {
+	for _, part := range []string{"fence", "watchdog", "lease", "shorter"} {
 		t.Run(part, func(t *testing.T) {
 			for seed := range uint64(150) {
 				opt := drawTroubles(seed)

@@ -13,6 +13,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 
 	"atoll/api"
 	"atoll/internal/errs"
@@ -111,6 +112,19 @@ func Get[T api.Object](ctx context.Context, s Store, ref api.Ref) (T, error) {
 		return zero, errs.New(errs.Internal, "%s is a %T", ref, o)
 	}
 	return t, nil
+}
+
+// All reads every object of a kind, for who reads several one after the other: nothing
+// is read when there is an error from before, which is given back.
+func All[T api.Object](ctx context.Context, s Store, k api.Kind, before error) ([]T, error) {
+	if before != nil {
+		return nil, before
+	}
+	list, _, err := List[T](ctx, s, api.Selector{Kind: k})
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", k, err)
+	}
+	return list, nil
 }
 
 // List reads objects as their own type.

@@ -50,7 +50,7 @@ func TestHosts(t *testing.T) {
 		run  func(t *testing.T)
 	}{
 		{"Grow", p.grow}, {"Spread", p.spread}, {"EveryServerReachesEveryHost", p.reach}, {"DaemonsAreKilled", p.daemons}, {"LeaderIsKilled", p.leader},
-		{"ExclusiveRunsOnce", p.exclusive}, {"Maintenance", p.drain}, {"HostIsLost", p.lost}, {"HostLeaves", p.leaves}, {"HostIsTurnedAway", p.revoked},
+		{"ExclusiveRunsOnce", p.exclusive}, {"TimeAloneChanges", p.alone}, {"Maintenance", p.drain}, {"HostIsLost", p.lost}, {"HostLeaves", p.leaves}, {"HostIsTurnedAway", p.revoked},
 	} {
 		began := time.Now()
 		if !t.Run(part.name, part.run) {
@@ -308,6 +308,67 @@ spec: {image: busybox, command: [sleep, "424242"], exclusive: true, networks: [{
 `))
 	on := p.running(t, "once", 1)
 	p.cutOff(t, on)
+	p.do(t, "delete", "instance/once", "--now")
+}
+
+// alone changes how long a host may be out of reach while it runs something that must not
+// run twice: its lease follows, and what runs does not notice, nor when its daemon is killed.
+func (p *several) alone(t *testing.T) {
+	p.do(t, "apply", "-f", write(t, `kind: Instance
+metadata: {name: once, tenant: demo}
+spec: {image: busybox, command: [sleep, "434343"], exclusive: true, networks: [{name: none}], stopTimeout: 0s}
+`))
+	var host *lab.Host
+	for name := range p.running(t, "once", 1) {
+		host = p.Host(name)
+	}
+	began := p.instances(t, "once")[0].Status
+	lasts := func(want time.Duration, spec any) {
+		t.Helper()
+		hosts := p.Serving()
+		if len(hosts) == 0 {
+			t.Fatal("nobody serves")
+		}
+		c, err := hosts[0].Client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Patch(t.Context(), api.Ref{Kind: api.KindNode, Name: host.Name}, map[string]any{"spec": map[string]any{"disconnectAllowed": spec}}, 0); err != nil {
+			t.Fatal(err)
+		}
+		asked := time.Now()
+		eventually(t, host.Name+" has a lease of "+want.String(), func() (bool, string) {
+			l, err := store.Get[*api.Lease](t.Context(), c, api.NodeLease(host.Name))
+			if err != nil {
+				return false, err.Error()
+			}
+			return l.Spec.Duration.D() == want, l.Spec.Duration.D().String()
+		})
+		t.Logf("a lease of %s after %.2f s", want, time.Since(asked).Seconds())
+	}
+	lasts(time.Hour, "1h")
+	if out := p.do(t, "describe", "node", host.Name); !strings.Contains(out, "may run on alone for 1h0m0s\n") {
+		t.Error(out)
+	}
+	if err := host.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(6 * time.Second) // longer than the lease was
+	if err := host.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.Serving(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.ready(t, "isle1", "isle2", "isle3")
+	lasts(5*time.Second, nil)
+	time.Sleep(6 * time.Second)
+	if in := p.instances(t, "once")[0].Status; in.Starts != began.Starts || in.Pid != began.Pid || in.State != api.StateRunning {
+		t.Errorf("it did not run on: %+v, before %+v", in, began)
+	}
+	if err := p.WaitMembers(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
 	p.do(t, "delete", "instance/once", "--now")
 }
 

@@ -33,6 +33,7 @@ new version does not become well goes back by itself, and the walk stops and say
 type upgradeOptions struct {
 	render.Output
 	file, dir, version string
+	url, sum           string
 	pause, timeout     time.Duration
 	hosts, absent      []string
 	noWait, yes        bool
@@ -63,9 +64,11 @@ func Upgrade() verb.Def {
 		Flags:   o.Output.Flags, Run: o.status,
 		Sub: []verb.Def{
 			{Use: "status", Short: "Show how far the upgrade is", Example: "  atoll upgrade status\n  atoll upgrade status -o json", Flags: o.Output.Flags, Run: o.status},
-			{Use: "prepare", Short: "Check, keep a backup, and bring the programs to every host", Example: "  atoll upgrade prepare --file atoll.tar.gz\n  atoll upgrade prepare --dir bin --version v1.3.0",
+			{Use: "prepare", Short: "Check, keep a backup, and bring the programs to every host", Example: "  atoll upgrade prepare --file atoll.tar.gz\n  atoll upgrade prepare --url https://example.org/atoll.tar.gz --sha256 9f86d0…\n  atoll upgrade prepare --dir bin --version v1.3.0",
 				Flags: func(fs *pflag.FlagSet) {
 					fs.StringVar(&o.file, "file", "", "`archive` (tar, or tar.gz) with atolld and its companions")
+					fs.StringVar(&o.url, "url", "", "download the archive from this `URL`; needs --sha256")
+					fs.StringVar(&o.sum, "sha256", "", "`hash` that the downloaded archive must have, as its maker tells it")
 					fs.StringVar(&o.dir, "dir", "", "`directory` with atolld and its companions")
 					fs.StringVar(&o.version, "version", "", "refuse programs of another version; alone: a version that was sent before")
 					wait(fs)
@@ -156,8 +159,19 @@ func (o *upgradeOptions) prepare(ctx context.Context, c *verb.Call) error {
 	if err := o.Check(); err != nil {
 		return err
 	}
-	if o.file != "" && o.dir != "" || o.file == "" && o.dir == "" && o.version == "" {
-		return errs.New(errs.Invalid, "which version? give either --file or --dir").WithHint("atoll upgrade prepare --file atoll.tar.gz")
+	sources := 0
+	for _, s := range []string{o.file, o.dir, o.url} {
+		if s != "" {
+			sources++
+		}
+	}
+	if sources > 1 || sources == 0 && o.version == "" {
+		return errs.New(errs.Invalid, "which version? give one of --file, --url and --dir").WithHint("atoll upgrade prepare --file atoll.tar.gz")
+	}
+	if o.url != "" || o.sum != "" {
+		if err := checkDownload(o.url, o.sum); err != nil {
+			return err
+		}
 	}
 	if o.version != "" {
 		if err := errs.InvalidFields("upgrade", api.VersionFields("version", o.version)); err != nil {
@@ -169,8 +183,8 @@ func (o *upgradeOptions) prepare(ctx context.Context, c *verb.Call) error {
 		return err
 	}
 	version := o.version
-	if o.file != "" || o.dir != "" {
-		r, err := o.archive(ctx)
+	if sources > 0 {
+		r, err := o.archive(ctx, c)
 		if err != nil {
 			return err
 		}
@@ -187,7 +201,12 @@ func (o *upgradeOptions) prepare(ctx context.Context, c *verb.Call) error {
 }
 
 // archive opens the tar that is sent.
-func (o *upgradeOptions) archive(ctx context.Context) (io.ReadCloser, error) {
+func (o *upgradeOptions) archive(ctx context.Context, c *verb.Call) (io.ReadCloser, error) {
+	if o.url != "" {
+		bar := c.Progress(!o.Tabular())
+		defer bar.End()
+		return download(ctx, o.url, o.sum, bar)
+	}
 	if o.file != "" {
 		f, err := os.Open(o.file)
 		if err != nil {

@@ -82,11 +82,11 @@ func (c *Drain) load(ctx context.Context, s store.Store) error {
 	if c.loaded {
 		return nil
 	}
-	ds, err := all[*api.Drain](ctx, s, api.KindDrain, nil)
+	ds, err := store.All[*api.Drain](ctx, s, api.KindDrain, nil)
 	if err != nil {
 		return err
 	}
-	as, err := all[*api.Assignment](ctx, s, api.KindAssignment, nil)
+	as, err := store.All[*api.Assignment](ctx, s, api.KindAssignment, nil)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package host
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -35,25 +34,14 @@ type items map[*api.Instance]*policy.Item
 // meanwhile is taken for waiting, not for placed and gone.
 func readPool(ctx context.Context, s store.Store, now time.Time) (p *pool, err error) {
 	p = &pool{now: now}
-	p.nodes, err = all[*api.Node](ctx, s, api.KindNode, err)
-	p.assignments, err = all[*api.Assignment](ctx, s, api.KindAssignment, err)
-	p.instances, err = all[*api.Instance](ctx, s, api.KindInstance, err)
-	p.classes, err = all[*api.PriorityClass](ctx, s, api.KindPriorityClass, err)
-	p.budgets, err = all[*api.DisruptionBudget](ctx, s, api.KindDisruptionBudget, err)
-	p.tenants, err = all[*api.Tenant](ctx, s, api.KindTenant, err)
-	p.drains, err = all[*api.Drain](ctx, s, api.KindDrain, err)
+	p.nodes, err = store.All[*api.Node](ctx, s, api.KindNode, err)
+	p.assignments, err = store.All[*api.Assignment](ctx, s, api.KindAssignment, err)
+	p.instances, err = store.All[*api.Instance](ctx, s, api.KindInstance, err)
+	p.classes, err = store.All[*api.PriorityClass](ctx, s, api.KindPriorityClass, err)
+	p.budgets, err = store.All[*api.DisruptionBudget](ctx, s, api.KindDisruptionBudget, err)
+	p.tenants, err = store.All[*api.Tenant](ctx, s, api.KindTenant, err)
+	p.drains, err = store.All[*api.Drain](ctx, s, api.KindDrain, err)
 	return p, err
-}
-
-func all[T api.Object](ctx context.Context, s store.Store, k api.Kind, before error) ([]T, error) {
-	if before != nil {
-		return nil, before
-	}
-	list, _, err := store.List[T](ctx, s, api.Selector{Kind: k})
-	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", k, err)
-	}
-	return list, nil
 }
 
 // thing is an instance with its assignment, which it always has here.

@@ -167,6 +167,14 @@ func (f *fleet) voters() []string {
 	return out
 }
 
+// want is who has a vote now.
+func (f *fleet) want(when string, names ...string) {
+	f.t.Helper()
+	if got := f.voters(); !slices.Equal(got, names) {
+		f.t.Fatalf("%s: %v, not %v", when, got, names)
+	}
+}
+
 func TestGrowsWithTheHosts(t *testing.T) {
 	f := newFleet(t, 0)
 	f.host("h0", "a", api.RoleNode)
@@ -203,17 +211,13 @@ func TestZonesAndWitness(t *testing.T) {
 	f.host("h2", "b", api.RoleNode)
 	f.host("h3", "c", api.RoleNode)
 	f.turn(20 * time.Second)
-	if got := f.voters(); !slices.Equal(got, []string{"h0", "h2", "h3"}) {
-		t.Fatalf("not one in each zone: %v", got)
-	}
+	f.want("not one in each zone", "h0", "h2", "h3")
 	f = newFleet(t, 0)
 	f.host("h0", "", api.RoleNode)
 	f.host("h1", "", api.RoleNode)
 	f.host("w", "", api.RoleWitness)
 	f.turn(20 * time.Second)
-	if got := f.voters(); !slices.Equal(got, []string{"h0", "h1", "w"}) {
-		t.Fatalf("two hosts and a witness: %v", got)
-	}
+	f.want("two hosts and a witness", "h0", "h1", "w")
 }
 
 func TestLostMemberIsReplaced(t *testing.T) {
@@ -222,26 +226,18 @@ func TestLostMemberIsReplaced(t *testing.T) {
 		f.host(fmt.Sprint("h", i), "", api.RoleNode)
 	}
 	f.turn(20 * time.Second)
-	if got := f.voters(); !slices.Equal(got, []string{"h0", "h1", "h2"}) {
-		t.Fatal(got)
-	}
+	f.want("voters", "h0", "h1", "h2")
 	f.live("h1", false)
 	f.turn(time.Minute)
-	if got := f.voters(); !slices.Equal(got, []string{"h0", "h1", "h2"}) {
-		t.Fatalf("replaced at once: %v", got)
-	}
+	f.want("replaced at once", "h0", "h1", "h2")
 	f.live("h1", true)
 	f.turn(10 * time.Second)
 	f.live("h1", false)
 	f.turn(6 * time.Minute)
-	if got := f.voters(); !slices.Equal(got, []string{"h0", "h2", "h3"}) {
-		t.Fatalf("replaced: %v", got)
-	}
+	f.want("replaced", "h0", "h2", "h3")
 	f.live("h1", true)
 	f.turn(10 * time.Second)
-	if got := f.voters(); !slices.Equal(got, []string{"h0", "h2", "h3"}) {
-		t.Fatalf("it came back: %v", got)
-	}
+	f.want("it came back", "h0", "h2", "h3")
 	if f.g.broken != "" {
 		t.Fatal(f.g.broken)
 	}
@@ -317,9 +313,7 @@ func TestWitnessesAreFewerThanHalf(t *testing.T) {
 	f.host("w1", "", api.RoleWitness)
 	f.host("w2", "", api.RoleWitness)
 	f.turn(20 * time.Second)
-	if got := f.voters(); !slices.Equal(got, []string{"h0"}) {
-		t.Fatalf("one host and two witnesses: %v", got)
-	}
+	f.want("one host and two witnesses", "h0")
 	f.host("h1", "", api.RoleNode)
 	f.turn(20 * time.Second)
 	if got := f.voters(); len(got) != 3 || slices.Contains(got, "w2") || !slices.Contains(got, "h1") {
@@ -328,23 +322,17 @@ func TestWitnessesAreFewerThanHalf(t *testing.T) {
 	// A lost witness is replaced by the other one; a server goes before a host that runs instances.
 	f.live("w1", false)
 	f.turn(7 * time.Minute)
-	if got := f.voters(); !slices.Equal(got, []string{"h0", "h1", "w2"}) {
-		t.Fatalf("the witness was lost: %v", got)
-	}
+	f.want("the witness was lost", "h0", "h1", "w2")
 	f = newFleet(t, 3)
 	f.host("h0", "", api.RoleNode)
 	f.host("h1", "", api.RoleNode)
 	f.host("s1", "", api.RoleServer)
 	f.host("s2", "", api.RoleServer)
 	f.turn(20 * time.Second)
-	if got := f.voters(); !slices.Equal(got, []string{"h0", "s1", "s2"}) {
-		t.Fatalf("two servers: %v", got)
-	}
+	f.want("two servers", "h0", "s1", "s2")
 	f.live("s1", false)
 	f.turn(7 * time.Minute)
-	if got := f.voters(); !slices.Equal(got, []string{"h0", "h1", "s2"}) {
-		t.Fatalf("a server was lost: %v", got)
-	}
+	f.want("a server was lost", "h0", "h1", "s2")
 	if f.g.broken != "" {
 		t.Fatal(f.g.broken)
 	}

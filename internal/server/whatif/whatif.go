@@ -205,24 +205,16 @@ func (c Caller) Rights(q plan.Question, pool plan.Pool, a *api.PlanAnswer) {
 // Pool reads what a plan is made of. Instances come after assignments, so that one
 // that is placed meanwhile is taken for pending, not for placed and gone.
 func Pool(ctx context.Context, s store.Store) (p plan.Pool, err error) {
-	if p.Nodes, err = all[*api.Node](ctx, s, api.KindNode, err); err != nil {
+	if p.Nodes, err = store.All[*api.Node](ctx, s, api.KindNode, err); err != nil {
 		return p, err
 	}
-	p.Assignments, err = all[*api.Assignment](ctx, s, api.KindAssignment, err)
-	p.Instances, err = all[*api.Instance](ctx, s, api.KindInstance, err)
-	p.Ledgers, err = all[*api.Ledger](ctx, s, api.KindLedger, err)
-	p.Tenants, err = all[*api.Tenant](ctx, s, api.KindTenant, err)
-	p.Classes, err = all[*api.PriorityClass](ctx, s, api.KindPriorityClass, err)
-	p.Budgets, err = all[*api.DisruptionBudget](ctx, s, api.KindDisruptionBudget, err)
+	p.Assignments, err = store.All[*api.Assignment](ctx, s, api.KindAssignment, err)
+	p.Instances, err = store.All[*api.Instance](ctx, s, api.KindInstance, err)
+	p.Ledgers, err = store.All[*api.Ledger](ctx, s, api.KindLedger, err)
+	p.Tenants, err = store.All[*api.Tenant](ctx, s, api.KindTenant, err)
+	p.Classes, err = store.All[*api.PriorityClass](ctx, s, api.KindPriorityClass, err)
+	p.Budgets, err = store.All[*api.DisruptionBudget](ctx, s, api.KindDisruptionBudget, err)
 	return p, err
-}
-
-func all[T api.Object](ctx context.Context, s store.Store, k api.Kind, before error) ([]T, error) {
-	if before != nil {
-		return nil, before
-	}
-	list, _, err := store.List[T](ctx, s, api.Selector{Kind: k})
-	return list, err
 }
 
 // Cut leaves what the caller may see: of other tenants only how many.

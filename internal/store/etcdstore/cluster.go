@@ -86,13 +86,11 @@ func (s *Store) again(ctx context.Context, cfg Config, takeLead bool) error {
 
 // advertise writes down where others reach this member, before it listens there.
 func (s *Store) advertise(ctx context.Context, url string) error {
-	cl, leave, err := s.enter(ctx)
+	cl, call, leave, err := s.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
 	id := uint64(s.member.server.Server.MemberID())
 	for _, m := range s.member.server.Server.Cluster().Members() {
 		if uint64(m.ID) == id && slices.Equal(m.PeerURLs, []string{url}) {
@@ -105,13 +103,11 @@ func (s *Store) advertise(ctx context.Context, url string) error {
 
 // Peers lists the members, ordered by name.
 func (s *Store) Peers(ctx context.Context) ([]store.Peer, error) {
-	cl, leave, err := s.enter(ctx)
+	cl, call, leave, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
 	resp, err := cl.MemberList(call)
 	if err != nil {
 		return nil, s.explain(ctx, "list members", err)
@@ -155,13 +151,11 @@ func (s *Store) AddLearner(ctx context.Context, url string) (store.Peer, error) 
 			return p, nil
 		}
 	}
-	cl, leave, err := s.enter(ctx)
+	cl, call, leave, err := s.begin(ctx)
 	if err != nil {
 		return store.Peer{}, err
 	}
 	defer leave()
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
 	resp, err := cl.MemberAddAsLearner(call, []string{url})
 	switch err := rpctypes.Error(err); {
 	case errors.Is(err, rpctypes.ErrTooManyLearners):
@@ -176,13 +170,11 @@ func (s *Store) AddLearner(ctx context.Context, url string) (store.Peer, error) 
 
 // Promote gives a learner a vote.
 func (s *Store) Promote(ctx context.Context, id uint64) error {
-	cl, leave, err := s.enter(ctx)
+	cl, call, leave, err := s.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
 	_, err = cl.MemberPromote(call, id)
 	switch err := rpctypes.Error(err); {
 	case err == nil, errors.Is(err, rpctypes.ErrMemberNotLearner):
@@ -197,13 +189,11 @@ func (s *Store) Promote(ctx context.Context, id uint64) error {
 
 // RemovePeer takes a member out.
 func (s *Store) RemovePeer(ctx context.Context, id uint64) error {
-	cl, leave, err := s.enter(ctx)
+	cl, call, leave, err := s.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
 	_, err = cl.MemberRemove(call, id)
 	switch err := rpctypes.Error(err); {
 	case err == nil, errors.Is(err, rpctypes.ErrMemberNotFound):
@@ -219,13 +209,11 @@ func (s *Store) RemovePeer(ctx context.Context, id uint64) error {
 // Sync gives a revision that whoever reads now must have seen, so that nothing
 // acknowledged before the call is missed, by whichever server. It writes nothing.
 func (s *Store) Sync(ctx context.Context) (int64, error) {
-	cl, leave, err := s.enter(ctx)
+	cl, call, leave, err := s.begin(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer leave()
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
 	if s.member == nil {
 		resp, err := cl.Get(call, s.mark)
 		if err != nil {
@@ -383,6 +371,16 @@ func (s *Store) Ended(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// begin is enter for a call that may take no longer than any call may: call is its context.
+func (s *Store) begin(ctx context.Context) (cl *clientv3.Client, call context.Context, leave func(), err error) {
+	cl, out, err := s.enter(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	return cl, call, func() { cancel(); out() }, nil
 }
 
 // enter gives the client for one call; whoever starts the member again waits for leave.

@@ -183,13 +183,11 @@ func (s *Store) decode(key string, value []byte, rev int64) (api.Object, error) 
 
 // Get reads one object.
 func (s *Store) Get(ctx context.Context, ref api.Ref) (api.Object, error) {
-	cl, leave, err := s.enter(ctx)
+	cl, call, leave, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
 	key := s.key(ref)
 	resp, err := s.get(call, cl, key)
 	if err != nil {

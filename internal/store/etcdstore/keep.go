@@ -84,13 +84,11 @@ func (s *Store) staleSlots(ctx context.Context, upTo int64) error {
 }
 
 func (s *Store) revision(ctx context.Context) (int64, error) {
-	cl, leave, err := s.enter(ctx)
+	cl, call, leave, err := s.begin(ctx)
 	if err != nil {
 		return 0, err
 	}
 	defer leave()
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
 	resp, err := cl.Get(call, s.root, clientv3.WithCountOnly())
 	if err != nil {
 		return 0, err
@@ -176,13 +174,11 @@ func (s *Store) shrink(ctx context.Context, k *keeper, rev int64) error {
 
 // alarms lists the members whose database is full.
 func (s *Store) alarms(ctx context.Context) (full []uint64, err error) {
-	cl, leave, err := s.enter(ctx)
+	cl, call, leave, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	call, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	defer cancel()
 	resp, err := cl.AlarmList(call)
 	if err != nil {
 		return nil, err
