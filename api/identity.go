@@ -116,12 +116,19 @@ func (r *Role) Validate() []errs.Field {
 				f = append(f, errs.Field{Field: path + ".kinds", Value: clip(k), Rule: "must be a kind or *", Example: "instance"})
 			}
 		}
-		for _, g := range rule.Grants {
-			what, arg, _ := strings.Cut(g, ":")
-			ok := what == "capability" && arg != "" || what == "hostpath" && strings.HasPrefix(arg, "/") || what == "priority" && arg != "" || g == "network:host"
-			if !ok {
-				f = append(f, errs.Field{Field: path + ".grants", Value: clip(g), Rule: "must be capability:NAME, hostpath:/prefix, network:host or priority:CLASS", Example: "capability:NET_ADMIN"})
-			}
+		f = append(f, grantFields(path+".grants", rule.Grants)...)
+	}
+	return f
+}
+
+// grantFields checks dangerous rights.
+func grantFields(field string, grants []string) []errs.Field {
+	var f []errs.Field
+	for _, g := range grants {
+		what, arg, _ := strings.Cut(g, ":")
+		ok := what == "capability" && arg != "" || what == "hostpath" && strings.HasPrefix(arg, "/") || what == "priority" && arg != "" || g == "network:host"
+		if !ok {
+			f = append(f, errs.Field{Field: field, Value: clip(g), Rule: "must be capability:NAME, hostpath:/prefix, network:host or priority:CLASS", Example: "capability:NET_ADMIN"})
 		}
 	}
 	return f

@@ -38,6 +38,8 @@ type JoinTokenSpec struct {
 	Node      string            `json:"node,omitempty" doc:"only for the host of this name, also when one of this name is there: a new machine in its place" example:"isle2"`
 	Zone      string            `json:"zone,omitempty" doc:"failure domain its hosts get" example:"room-a"`
 	Labels    map[string]string `json:"labels,omitempty" doc:"labels its hosts get" example:"{disk: ssd}"`
+	Adopt     string            `json:"adopt,omitempty" doc:"a host with a pool of its own may bring what it runs along, into this tenant" example:"acme"`
+	Grants    []string          `json:"grants,omitempty" doc:"dangerous rights that what is brought along may use" example:"[\"hostpath:/srv\", \"network:host\"]"`
 }
 
 // JoinTokenStatus is what became of it.
@@ -67,6 +69,15 @@ func (t *JoinToken) Validate() []errs.Field {
 	}
 	if z := t.Spec.Zone; z != "" && !ValidName(z) {
 		f = append(f, errs.Field{Field: "spec.zone", Value: clip(z), Rule: nameRule, Example: "room-a"})
+	}
+	f = append(f, grantFields("spec.grants", t.Spec.Grants)...)
+	switch a := t.Spec.Adopt; {
+	case a == "" && len(t.Spec.Grants) > 0:
+		f = append(f, errs.Field{Field: "spec.grants", Value: clip(strings.Join(t.Spec.Grants, ",")), Rule: "go with spec.adopt only", Example: "adopt: acme"})
+	case a != "" && !ValidTenantPath(a):
+		f = append(f, errs.Field{Field: "spec.adopt", Value: clip(a), Rule: "must be a tenant: one to four names joined by /", Example: "acme"})
+	case a != "" && t.Spec.EffectiveRole() != RoleNode:
+		f = append(f, errs.Field{Field: "spec.adopt", Value: a, Rule: "goes with role node only: a " + string(t.Spec.Role) + " runs no instances", Example: "role: node"})
 	}
 	return append(f, labelFields("spec.labels", t.Spec.Labels)...)
 }
@@ -159,6 +170,7 @@ type NodeIdentitySpec struct {
 	From     string    `json:"from,omitempty" doc:"address it joined from"`
 	Address  string    `json:"address,omitempty" doc:"where it says it can be reached" example:"10.0.0.2"`
 	Zone     string    `json:"zone,omitempty" doc:"failure domain it counts for while it has no node"`
+	Adopted  string    `json:"adopted,omitempty" doc:"tenant into which it brought what it ran"`
 	Revoked  string    `json:"revoked,omitempty" doc:"why its certificates are no longer good; empty: they are"`
 }
 

@@ -62,6 +62,7 @@ var floors = map[string]int{
 	"internal/reconcile": 20,
 	"internal/lease":     20,
 	"internal/join":      20, // a host's key, certificate and renewal
+	"internal/join/…":    20, // what becomes of a pool that comes with its host
 	"internal/stage":     20, // versions of the programs on a host
 	"internal/fence":     20,
 	"internal/fence/…":   20,
@@ -96,6 +97,7 @@ var floors = map[string]int{
 	// 5 assembly
 	"cmd/atolld/builtin": 45, // also what benches decide by
 	"cmd/atolld/twin":    46, // atolld sim
+	"cmd/atolld/adopt":   46, // atolld join --adopt
 	"cmd/atolld/change":  46, // upgrades of one host
 	"cmd/atolld/images":  46, // the image store, for the agent
 	"test/rig":           47, // pools for tests and benches

@@ -24,17 +24,65 @@ import (
 
 func joinDeps() join.Deps { return join.Deps{Clock: clock.Real{}, Rand: rand.Reader} }
 
+const joinLong = `  atolld join https://10.0.0.1:7443 --token TOKEN       as atoll node token printed it
+  atolld join https://10.0.0.1:7443 --token TOKEN --adopt acme --dry-run
+  atolld join https://10.0.0.1:7443 --token TOKEN --adopt acme
+
+A host that has a pool of its own brings what it runs along with --adopt: its tenants
+become tenants inside the one named (research becomes acme/research), and nothing is
+started anew. The token must allow it: atoll node token --adopt acme. Stop atolld on this
+host first (systemctl stop atolld); instances run on. What is in the way is told before
+anything changes; --dry-run tells what becomes of everything and changes nothing.
+Ended anywhere, the same command goes on.
+`
+
+// joining is how this host is to join.
+type joining struct {
+	urls, token, tokenFile, address string
+	adopt, output                   string
+	dryRun, yes                     bool
+}
+
+func (o *joining) flags(fs *flag.FlagSet) {
+	fs.StringVar(&o.token, "token", "", "what atoll node token printed; in ATOLLD_TOKEN nobody on this host sees it")
+	fs.StringVar(&o.tokenFile, "token-file", "", "`file` that holds it")
+	fs.StringVar(&o.address, "address", "", "where the pool reaches this host (default: the address it calls from)")
+	fs.StringVar(&o.adopt, "adopt", "", "bring along what this host runs in a pool of its own, into this `tenant` of the pool")
+	fs.BoolVar(&o.dryRun, "dry-run", false, "with --adopt: say what would become of everything, and what is in the way; change nothing")
+	fs.BoolVar(&o.yes, "yes", false, "with --adopt: do not ask")
+	fs.StringVar(&o.output, "o", "", "with --adopt: json prints the plan for programs")
+}
+
+// complete reads the token, and refuses what does not go together.
+func (o *joining) complete() error {
+	if o.token == "" && o.tokenFile != "" {
+		b, err := os.ReadFile(o.tokenFile)
+		if err != nil {
+			return errs.New(errs.Invalid, "token-file: %w", err)
+		}
+		o.token = string(b)
+	}
+	switch {
+	case o.urls == "" || o.token == "":
+		return errs.New(errs.Invalid, "which pool? a server and a token are needed").WithHint("on a host of the pool: atoll node token; here: atolld join https://isle1:7443 --token TOKEN")
+	case o.adopt == "" && (o.dryRun || o.yes || o.output != ""):
+		return errs.New(errs.Invalid, "--dry-run, --yes and -o go with --adopt only").WithHint("atolld join --help")
+	case o.output != "" && o.output != "json":
+		return errs.InvalidFields("join", []errs.Field{{Field: "o", Value: o.output, Rule: "must be json, or left out", Example: "-o json"}})
+	}
+	return nil
+}
+
 // runJoin makes this host one of a pool. Repeated it changes nothing.
 func runJoin(ctx context.Context, args []string) error {
-	var urls, token, tokenFile, address string
+	var o joining
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		urls, args = args[0], args[1:]
+		o.urls, args = args[0], args[1:]
 	}
-	c, err := load("join", args, func(fs *flag.FlagSet) {
-		fs.StringVar(&token, "token", "", "what atoll node token printed; in ATOLLD_TOKEN nobody on this host sees it")
-		fs.StringVar(&tokenFile, "token-file", "", "`file` that holds it")
-		fs.StringVar(&address, "address", "", "where the pool reaches this host (default: the address it calls from)")
-	})
+	c, err := load("join", args, o.flags)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(os.Stderr, "\n"+joinLong)
+	}
 	if err != nil {
 		return err
 	}
@@ -43,19 +91,18 @@ func runJoin(ctx context.Context, args []string) error {
 			return errs.New(errs.Denied, "this account may not write %s", c.State).WithHint("sudo atolld join …; a witness or a server can do without root: --state DIR --run DIR")
 		}
 	}
-	if token == "" && tokenFile != "" {
-		b, err := os.ReadFile(tokenFile)
-		if err != nil {
-			return errs.New(errs.Invalid, "token-file: %w", err)
-		}
-		token = string(b)
+	if err := o.complete(); err != nil {
+		return err
 	}
-	if urls == "" || token == "" {
-		return errs.New(errs.Invalid, "which pool? a server and a token are needed").WithHint("on a host of the pool: atoll node token; here: atolld join https://isle1:7443 --token TOKEN")
+	if o.adopt != "" {
+		return adoptHost(ctx, c, o)
+	}
+	if err := join.Blocked(c.State); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	id, joined, err := join.Do(ctx, joinDeps(), join.Request{Dir: c.State, URLs: list(urls), Token: token, Node: c.Node, Address: address, Version: version})
+	id, joined, err := join.Do(ctx, joinDeps(), join.Request{Dir: c.State, URLs: list(o.urls), Token: o.token, Node: c.Node, Address: o.address, Version: version})
 	if err != nil {
 		return err
 	}

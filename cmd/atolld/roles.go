@@ -66,6 +66,9 @@ func (c config) as(role api.JoinRole) config {
 
 // claimDirs makes the directories of a role; only where instances run must they be in memory.
 func claimDirs(c config, role api.JoinRole) (unlock func(), err error) {
+	if err := join.Blocked(c.State); err != nil {
+		return nil, err
+	}
 	if role == api.RoleNode {
 		return prepareDirs(c)
 	}

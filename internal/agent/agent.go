@@ -114,10 +114,12 @@ type Agent struct {
 	seen  int64            // the lease that what the store shows is no older than
 
 	groupMu    sync.Mutex
-	groups     map[string]Share // tenants' groups as last written
-	tenantList []*api.Tenant    // as last read
-	capacity   api.Resources    // allocatable
-	whole      api.Resources    // what the host has
+	groups     map[string]Share // shares of the tenants that have a group here
+	written    map[string]Share // groups as last written
+	strays     map[string]string
+	tenantList []*api.Tenant // as last read
+	capacity   api.Resources // allocatable
+	whole      api.Resources // what the host has
 	caps       []api.Capability
 	cells      []api.Cell
 	warnings   map[string]bool
@@ -151,7 +153,7 @@ func New(d Deps) *Agent {
 	if d.Root == "" {
 		d.Root = DefaultRoot
 	}
-	a := &Agent{Deps: d, lives: map[string]*life{}, groups: map[string]Share{}, warnings: map[string]bool{}, samples: map[string]sample{}}
+	a := &Agent{Deps: d, lives: map[string]*life{}, groups: map[string]Share{}, written: map[string]Share{}, warnings: map[string]bool{}, samples: map[string]sample{}}
 	a.engine = reconcile.New(d.Store, d.Clock, d.Log, reconcile.Events{})
 	a.checks = newChecks(d.Clock, a.report)
 	a.engine.Add(&instances{a}, 32)

@@ -172,6 +172,7 @@ func (c *instances) teardown(ctx context.Context, id string) error {
 	}
 	c.unguard(id)
 	c.drop(id)
+	c.leftStray()
 	return nil
 }
 
@@ -320,6 +321,7 @@ func (c *instances) bringUp(ctx context.Context, s store.Store, in *api.Instance
 	if err := rt.Start(ctx, id); err != nil {
 		return none, "", err
 	}
+	c.leftStray()
 	return obs, spec.Image.Digest, nil
 }
 

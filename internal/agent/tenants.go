@@ -40,9 +40,10 @@ func (a *Agent) divideNode(ctx context.Context, s store.Store) error {
 	if err != nil {
 		return fmt.Errorf("list tenants: %w", err)
 	}
+	strays := a.findStrays()
 	a.groupMu.Lock()
 	defer a.groupMu.Unlock()
-	a.tenantList = list
+	a.tenantList, a.strays = list, strays
 	want := shares(a.capacity, list)
 	have, err := a.Groups.List(a.Root)
 	if err != nil {
@@ -51,17 +52,14 @@ func (a *Agent) divideNode(ctx context.Context, s store.Store) error {
 	// Also the groups an earlier agent made: what runs in them must follow changed limits.
 	sort.Strings(have)
 	for _, g := range have {
-		name := a.tenantOfGroup(g)
-		if sh, ok := want[name]; ok && a.groups[name] != sh {
-			if err := a.writeGroup(name, sh); err != nil {
-				return err
-			}
+		if err := a.writeGroup(g, want); err != nil {
+			return err
 		}
 	}
 	sort.Sort(sort.Reverse(sort.StringSlice(have))) // nested ones first
 	for _, g := range have {
 		name := a.tenantOfGroup(g)
-		if _, ok := want[name]; name == "" || ok {
+		if _, ok := want[name]; name == "" || ok || strays[g] != "" {
 			continue
 		}
 		if err := a.Groups.Remove(g); err != nil {
@@ -69,6 +67,7 @@ func (a *Agent) divideNode(ctx context.Context, s store.Store) error {
 			continue
 		}
 		delete(a.groups, name)
+		delete(a.written, g)
 	}
 	return nil
 }
@@ -93,23 +92,35 @@ func (a *Agent) ensureGroup(ctx context.Context, tenant string) error {
 	want := shares(a.capacity, list)
 	chain := api.TenantChain(tenant)
 	for i := len(chain) - 1; i >= 0; i-- {
-		if err := a.writeGroup(chain[i], want[chain[i]]); err != nil {
+		g := a.tenantGroup(chain[i])
+		delete(a.written, g) // nobody knows who removed it since
+		if err := a.writeGroup(g, want); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// writeGroup is called with groupMu held.
-func (a *Agent) writeGroup(tenant string, sh Share) error {
-	warn, err := a.Groups.Ensure(a.tenantGroup(tenant), sh)
-	if err != nil {
-		return fmt.Errorf("group of tenant %s: %w", tenant, err)
+// writeGroup brings a group in line. It is called with groupMu held.
+func (a *Agent) writeGroup(group string, want map[string]Share) error {
+	sh, ok := a.shareOf(group, want)
+	if !ok {
+		return nil
 	}
-	for _, w := range warn {
-		a.warnings[w] = true
+	tenant := a.tenantOfGroup(group)
+	if a.written[group] != sh {
+		warn, err := a.Groups.Ensure(group, sh)
+		if err != nil {
+			return fmt.Errorf("group of tenant %s: %w", tenant, err)
+		}
+		for _, w := range warn {
+			a.warnings[w] = true
+		}
+		a.written[group] = sh
 	}
-	a.groups[tenant] = sh
+	if own, ok := want[tenant]; ok {
+		a.groups[tenant] = own
+	}
 	return nil
 }
 

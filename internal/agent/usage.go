@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"sort"
 	"time"
 
@@ -56,7 +57,7 @@ func (a *Agent) rate(key string, u api.Usage) int64 {
 func (a *Agent) read(ctx context.Context) api.UsageReport {
 	rep := api.UsageReport{At: a.Clock.Now().UTC()}
 	a.groupMu.Lock()
-	list, groups, capacity, whole := a.tenantList, sortedNames(a.groups), a.capacity, a.whole
+	list, groups, capacity, whole, strays := a.tenantList, sortedNames(a.groups), a.capacity, a.whole, a.strays
 	a.groupMu.Unlock()
 	specs := map[string]*api.Tenant{}
 	for _, t := range list {
@@ -93,8 +94,12 @@ func (a *Agent) read(ctx context.Context) api.UsageReport {
 	if a.Groups == nil {
 		return rep
 	}
-	for _, name := range groups {
-		u, err := a.Groups.Usage(a.tenantGroup(name))
+	for _, t := range strays {
+		groups = append(groups, api.TenantChain(t)...)
+	}
+	slices.Sort(groups)
+	for _, name := range slices.Compact(groups) {
+		u, err := a.groupUsage(name, strays)
 		if err != nil {
 			continue
 		}

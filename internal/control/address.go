@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"atoll/api"
@@ -19,10 +20,15 @@ func fixedAddress(s *api.InstanceSpec) string {
 
 // addresses hands out host addresses of one IPv4 subnet. It goes round, so that an
 // address is not used again right after it was given back.
+//
+// One address can be several instances': those of a host that brought them along from a
+// pool of its own may have addresses that were given here, too. That does no harm where
+// they are, as addresses mean something on their host only; who is placed anew gets another.
 type addresses struct {
 	prefix netip.Prefix
 	next   netip.Addr
-	byAddr map[netip.Addr]string // -> instance UID
+	byAddr map[netip.Addr]string   // -> instance UID
+	also   map[netip.Addr][]string // -> UIDs of further ones that have it
 	byUID  map[string]netip.Addr
 }
 
@@ -33,7 +39,7 @@ func newAddresses(subnet string) (*addresses, error) {
 	}
 	p = p.Masked()
 	first := p.Addr().Next().Next() // .0 is the network, .1 the gateway
-	return &addresses{prefix: p, next: first, byAddr: map[netip.Addr]string{}, byUID: map[string]netip.Addr{}}, nil
+	return &addresses{prefix: p, next: first, byAddr: map[netip.Addr]string{}, also: map[netip.Addr][]string{}, byUID: map[string]netip.Addr{}}, nil
 }
 
 func (a *addresses) take(addr, uid string) {
@@ -41,22 +47,45 @@ func (a *addresses) take(addr, uid string) {
 	if err != nil {
 		return
 	}
-	if old, ok := a.byUID[uid]; ok && old != ip {
-		delete(a.byAddr, old)
+	old, ok := a.byUID[uid]
+	if ok && old == ip {
+		return
 	}
-	a.byAddr[ip], a.byUID[uid] = uid, ip
+	if ok {
+		a.drop(old, uid)
+	}
+	a.byUID[uid] = ip
+	if a.byAddr[ip] == "" {
+		a.byAddr[ip] = uid
+	} else {
+		a.also[ip] = append(a.also[ip], uid)
+	}
 }
 
 func (a *addresses) free(uid string) {
 	if ip, ok := a.byUID[uid]; ok {
-		delete(a.byUID, uid)
-		delete(a.byAddr, ip)
+		a.drop(ip, uid)
 	}
 }
 
-// give finds an address for an instance: the one it has, the one it asks for, or the next free one.
+// drop takes an address from one that has it.
+func (a *addresses) drop(ip netip.Addr, uid string) {
+	delete(a.byUID, uid)
+	rest := slices.DeleteFunc(a.also[ip], func(o string) bool { return o == uid })
+	if a.byAddr[ip] == uid {
+		delete(a.byAddr, ip)
+		if len(rest) > 0 {
+			a.byAddr[ip], rest = rest[0], rest[1:]
+		}
+	}
+	if a.also[ip] = rest; len(rest) == 0 {
+		delete(a.also, ip)
+	}
+}
+
+// give finds an address for an instance: the one that it alone has, the one it asks for, or the next free one.
 func (a *addresses) give(uid, fixed string) (string, error) {
-	if ip, ok := a.byUID[uid]; ok && (fixed == "" || fixed == ip.String()) {
+	if ip, ok := a.byUID[uid]; ok && len(a.also[ip]) == 0 && (fixed == "" || fixed == ip.String()) {
 		return ip.String(), nil
 	}
 	if fixed != "" {
@@ -64,7 +93,7 @@ func (a *addresses) give(uid, fixed string) (string, error) {
 		if err != nil || !a.usable(ip) {
 			return "", fmt.Errorf("address %s is not a free host address of %s", fixed, a.prefix)
 		}
-		if owner := a.byAddr[ip]; owner != "" && owner != uid {
+		if owner := a.byAddr[ip]; owner != "" && (owner != uid || len(a.also[ip]) > 0) {
 			return "", fmt.Errorf("address %s is in use", fixed)
 		}
 		a.take(fixed, uid)

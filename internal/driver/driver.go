@@ -209,6 +209,16 @@ type Grouper interface {
 	Groups(id string) []string
 }
 
+// Renamer is a runtime or storage that keeps names of tenants: it is told that they have
+// others from now on, such as when a host brings what it runs into another pool. What runs
+// runs on.
+type Renamer interface {
+	// Rename maps old paths of tenants to new ones; no old one is a new one, too. Called
+	// again it finishes what a call before began. It comes before every other call: what was
+	// read already is not looked at again.
+	Rename(ctx context.Context, tenants map[string]string) error
+}
+
 // Network connects instances.
 type Network interface {
 	Probe(ctx context.Context) (api.Capability, error)

@@ -308,3 +308,33 @@ func TestLeftoversAreRemovedAtOpen(t *testing.T) {
 		t.Error("a half layer has a name")
 	}
 }
+
+// What a scope has, and its right to the content, becomes another's, also when the same
+// is asked for again.
+func TestRescope(t *testing.T) {
+	s := newStore(t, Options{})
+	a, b := importTar(t, s, "a", "one", "1"), importTar(t, s, "b", "two", "2")
+	for range 2 {
+		if err := s.Rescope(ctx, map[string]string{"a": "east/a", "none": "east/none"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := s.Resolve(ctx, "east/a", "one"); err != nil || got.Digest != a.Digest {
+		t.Fatalf("%+v %v", got, err)
+	}
+	if _, err := s.Resolve(ctx, "a", "one"); !errors.Is(err, errs.NotFound) {
+		t.Fatal(err)
+	}
+	img, err := s.image(a.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range img.Manifest.Layers {
+		if !s.claimed("east/a", l.Digest) {
+			t.Error("it may not use what it brought")
+		}
+	}
+	if got, err := s.Resolve(ctx, "b", "two"); err != nil || got.Digest != b.Digest {
+		t.Fatalf("%+v %v", got, err)
+	}
+}

@@ -220,6 +220,35 @@ func (s *Store) Remove(ctx context.Context, scope, ref string) error {
 	})
 }
 
+// Rescope gives the images of scopes, and the right to their content, to others: a map from
+// old to new, of which no old one is a new one, too. Called again it finishes what it began.
+func (s *Store) Rescope(ctx context.Context, scopes map[string]string) error {
+	for from, to := range scopes {
+		for _, i := range s.List(from) {
+			img, err := s.image(i.Digest)
+			if errors.Is(err, errs.NotFound) {
+				continue // the name goes along, and the content when it is fetched again
+			}
+			if err == nil {
+				err = s.claimImage(to, img)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return s.change(func(m map[nameKey]Info) error {
+		for k, i := range m {
+			if to, ok := scopes[i.Scope]; ok {
+				delete(m, k)
+				i.Scope = to
+				m[nameKey{to, i.Reference}] = i
+			}
+		}
+		return nil
+	})
+}
+
 // Tag gives an image that is here a further name in the scope.
 func (s *Store) Tag(ctx context.Context, scope, ref, name string) (Info, error) {
 	r, err := oci.Parse(name)

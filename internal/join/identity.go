@@ -203,7 +203,7 @@ func (i *Identity) Renew(ctx context.Context) error {
 	}
 	rec := i.record()
 	var ans api.JoinAnswer
-	at, err := ask(ctx, auth.ClientTLS(i.authority, i.deps.Clock), rec.Endpoints, "/v1/join/renew", api.RenewRequest{CSR: string(csr), Node: rec.Node}, &ans)
+	at, err := ask(ctx, question{tls: auth.ClientTLS(i.authority, i.deps.Clock), urls: rec.Endpoints, path: "/v1/join/renew", body: api.RenewRequest{CSR: string(csr), Node: rec.Node}}, &ans)
 	if err != nil {
 		if errors.Is(err, errs.Unauthenticated) && !errors.Is(err, auth.ErrOtherPool) {
 			i.mu.Lock()

@@ -12,6 +12,7 @@ package join
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -98,7 +99,7 @@ func Do(ctx context.Context, d Deps, r Request) (id *Identity, joined bool, err 
 	}
 	body := api.JoinRequest{Token: text.String(), CSR: string(csr), Node: r.Node, Address: r.Address, Version: r.Version, Release: release.Number(), Arch: runtime.GOARCH}
 	var ans api.JoinAnswer
-	at, err := ask(ctx, auth.PinnedTLS(text.Authority, d.Clock), urls, "/v1/join", body, &ans)
+	at, err := ask(ctx, question{tls: auth.PinnedTLS(text.Authority, d.Clock), urls: urls, path: "/v1/join", body: body}, &ans)
 	if err != nil {
 		return nil, false, err
 	}
@@ -124,6 +125,9 @@ func again(ctx context.Context, d Deps, r Request, text auth.JoinText) (*Identit
 		return nil, err
 	}
 	if err := checkAuthority(id.authorityPEM, text); err != nil {
+		if id.Founder() {
+			return nil, ownPool(r.Dir)
+		}
 		return nil, errs.New(errs.Conflict, "this host belongs to another pool, as %s", id.Node()).
 			WithHint("take it out there first: atoll node remove %s; then here: atolld down --data", id.Node())
 	}
@@ -144,7 +148,7 @@ func ownPool(dir string) error {
 	for _, p := range []string{filepath.Join(dir, "etcd"), pki(dir, "ca.key")} {
 		if _, err := os.Lstat(p); err == nil {
 			return errs.New(errs.Conflict, "this host has a pool of its own in %s", dir).
-				WithHint("it cannot be brought into another pool yet. What is needed: atoll backup create, and atoll cp; if nothing of it is needed any more: atolld down --data, and join again")
+				WithHint("bring what it runs along: atolld join URL --adopt TENANT, with a token of atoll node token --adopt TENANT (--dry-run shows what becomes of it). If nothing of it is needed any more: atolld down --data, and join again")
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return errs.New(errs.Internal, "look at %s: %w", p, err)
 		}
@@ -378,19 +382,30 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// question is what servers are asked.
+type question struct {
+	tls    *tls.Config
+	urls   []string // tried in order
+	path   string
+	body   any
+	bearer string        // shown in the header; "": nothing
+	within time.Duration // one server's time; 0: the usual
+	most   int64         // bytes of the answer; 0: the usual
+}
+
 // ask posts to the servers in order until one answers; what one refuses, no other is
 // asked. It gives the index of who answered.
-func ask(ctx context.Context, conf *tls.Config, urls []string, path string, body, out any) (int, error) {
-	b, err := json.Marshal(body)
+func ask(ctx context.Context, q question, out any) (int, error) {
+	b, err := json.Marshal(q.body)
 	if err != nil {
 		return 0, errs.New(errs.Internal, "write request: %w", err)
 	}
-	t := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: conf, TLSHandshakeTimeout: callTimeout / 2, ForceAttemptHTTP2: true}
+	t := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: q.tls, TLSHandshakeTimeout: callTimeout / 2, ForceAttemptHTTP2: true}
 	defer t.CloseIdleConnections()
 	client := &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	var last error
-	for i, u := range urls {
-		err := post(ctx, client, u+path, b, out)
+	for i := range q.urls {
+		err := q.post(ctx, client, i, b, out)
 		if err == nil {
 			return i, nil
 		}
@@ -405,15 +420,18 @@ func ask(ctx context.Context, conf *tls.Config, urls []string, path string, body
 	return 0, last
 }
 
-func post(ctx context.Context, client *http.Client, to string, body []byte, out any) error {
-	where, _, _ := strings.Cut(to, "/v1/")
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+func (q *question) post(ctx context.Context, client *http.Client, i int, body []byte, out any) error {
+	where := q.urls[i]
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(q.within, callTimeout))
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, to, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, where+q.path, bytes.NewReader(body))
 	if err != nil {
 		return errs.New(errs.Invalid, "make request: %w", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if q.bearer != "" {
+		req.Header.Set("Authorization", "Bearer "+q.bearer)
+	}
 	resp, err := client.Do(req)
 	if err != nil {
 		var u *url.Error
@@ -427,7 +445,7 @@ func post(ctx context.Context, client *http.Client, to string, body []byte, out 
 		return errs.New(errs.Unavailable, "no server answers at %s: %w", where, err).WithHint("does it run, with --listen 0.0.0.0:7443, and does a firewall let this host through?")
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, cmp.Or(q.most, maxAnswer)))
 	if err != nil {
 		return errs.New(errs.Unavailable, "the answer of %s broke off: %w", where, err)
 	}

@@ -19,6 +19,7 @@ func (s *Server) joinRoutes() []*Route {
 	return []*Route{
 		{Method: "GET", Path: "/v1/join", ID: "joinInfo", Doc: "Where hosts reach the API, and the key they find there.", Verb: api.VerbCreate, Def: def(api.KindJoinToken), Answer: typeJSON, Result: "JoinInfo", handle: (*call).joinInfo},
 		{Method: "POST", Path: "/v1/join", ID: "join", Doc: "A host joins by a token and gets its certificate.", Public: true, Body: typeJSON, Schema: "JoinRequest", Answer: typeJSON, Result: "JoinAnswer", handle: (*call).join},
+		{Method: "POST", Path: "/v1/join/adopt", ID: "adopt", Doc: "A host joins by a token, with what the pool it had for itself runs, or learns what is in the way.", Public: true, Body: typeJSON, Schema: "AdoptRequest", Answer: typeJSON, Result: "AdoptAnswer", handle: (*call).adopt},
 		{Method: "POST", Path: "/v1/join/renew", ID: "renew", Doc: "A host that joined gets a new certificate; the request's signature proves who it is.", Public: true, Body: typeJSON, Schema: "RenewRequest", Answer: typeJSON, Result: "JoinAnswer", handle: (*call).renew},
 		{Method: "POST", Path: "/v1/nodes/{name}/revoke", ID: "revokeNode", Doc: "Turns the key of a host away until it joins anew.", Verb: api.VerbUpdate, Def: def(api.KindNodeIdentity), Body: typeJSON, Schema: "Revocation", Answer: typeJSON, Result: "NodeIdentity", handle: (*call).revokeNode},
 		{Method: "POST", Path: "/v1/members/{name}/part", ID: "takePart", Doc: "A host that the leader wants among the members takes part in keeping the state. That host only, by its certificate.", Known: true,
@@ -47,6 +48,16 @@ func (c *call) join() error {
 	if err != nil {
 		return err
 	}
+	return c.json(http.StatusOK, ans)
+}
+
+// adopt checks the token, too, before it reads what is sent.
+func (c *call) adopt() error {
+	ans, err := c.desk.Adopt(c.r.Context(), c.r.Header.Get("Authorization"), c.r.Body, c.source)
+	if err != nil {
+		return err
+	}
+	c.ref = api.Ref{Kind: api.KindNodeIdentity, Name: ans.Plan.Node}
 	return c.json(http.StatusOK, ans)
 }
 

@@ -88,7 +88,7 @@ func (c *call) grantCreate(o api.Object) error {
 	case *api.Token:
 		return c.mintToken(o)
 	case *api.JoinToken:
-		return c.desk.Mint(o)
+		return c.desk.Mint(c.r.Context(), c.id, o)
 	}
 	return nil
 }
@@ -273,10 +273,7 @@ func (c *call) grantUpdate(old, n api.Object) error {
 		}
 		return c.Auth.Grants(c.id, n.Tenant, n.Spec.Grants())
 	case *api.JoinToken:
-		if n.Spec.ExpiresAt == nil {
-			n.Spec.ExpiresAt = old.(*api.JoinToken).Spec.ExpiresAt
-		}
-		return c.desk.Expiry(n)
+		return c.desk.Change(c.r.Context(), c.id, old.(*api.JoinToken), n)
 	case *api.Deployment, *api.Job, *api.CronJob:
 		return c.updateWorkload(old, n)
 	case *api.Token:

@@ -32,7 +32,7 @@ func TestEveryRouteNeedsARight(t *testing.T) {
 		if rt.Public {
 			switch rt.Path {
 			case "/healthz", "/readyz", "/version", "/openapi.json":
-			case "/v1/join", "/v1/join/renew", "/install", "/install/{os}/{arch}/{binary}": // join_test.go holds them to their own checks
+			case "/v1/join", "/v1/join/adopt", "/v1/join/renew", "/install", "/install/{os}/{arch}/{binary}": // join_test.go holds them to their own checks
 			default:
 				t.Errorf("%s is public", rt.Path)
 			}

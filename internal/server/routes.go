@@ -226,7 +226,7 @@ func (s *Server) document() ([]byte, error) {
 		"Problem": reflect.TypeFor[Problem](), "Version": reflect.TypeFor[Version](), "WhoAmI": reflect.TypeFor[WhoAmI](), "Endpoints": reflect.TypeFor[Endpoints](),
 		"Commit": reflect.TypeFor[CommitRequest](), "Committed": reflect.TypeFor[Committed](), "UsageReport": reflect.TypeFor[api.UsageReport](),
 		"JoinInfo": reflect.TypeFor[api.JoinInfo](), "JoinRequest": reflect.TypeFor[api.JoinRequest](), "RenewRequest": reflect.TypeFor[api.RenewRequest](),
-		"JoinAnswer": reflect.TypeFor[api.JoinAnswer](), "Revocation": reflect.TypeFor[api.Revocation](),
+		"JoinAnswer": reflect.TypeFor[api.JoinAnswer](), "Revocation": reflect.TypeFor[api.Revocation](), "AdoptRequest": reflect.TypeFor[api.AdoptRequest](), "AdoptAnswer": reflect.TypeFor[api.AdoptAnswer](),
 		"TakePartRequest": reflect.TypeFor[api.TakePartRequest](), "TakePartAnswer": reflect.TypeFor[api.TakePartAnswer](),
 		"PowerRequest": reflect.TypeFor[api.PowerRequest](), "PowerAnswer": reflect.TypeFor[api.PowerAnswer](),
 		"UpgradeRequest": reflect.TypeFor[api.UpgradeRequest](), "NodeIdentityStatus": reflect.TypeFor[api.NodeIdentityStatus](), "UpgradeUpload": reflect.TypeFor[api.UpgradeUpload](),

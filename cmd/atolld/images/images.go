@@ -70,6 +70,9 @@ func Open(ctx context.Context, c Config, clk clock.Clock, log *slog.Logger) (*Im
 // Close gives the store back.
 func (i *Images) Close() error { return i.store.Close() }
 
+// Store is what is below, for who works on it in the place of the daemon.
+func (i *Images) Store() *image.Store { return i.store }
+
 // builtin makes the image "busybox" from the host's static busybox, again when that changed.
 func (i *Images) builtin(ctx context.Context, path, sumFile string) error {
 	bin, err := os.ReadFile(path)

@@ -22,7 +22,8 @@ type joinOptions struct {
 	ttl                    time.Duration
 	uses                   int
 	role, node, zone, name string
-	labels                 []string
+	adopt                  string
+	labels, grants         []string
 	out                    string
 }
 
@@ -31,8 +32,13 @@ func nodeToken() verb.Def {
 	return verb.Def{Use: "token", Max: 0, Short: "Let a host join: print the line to paste on it",
 		Long: `Token makes a join token and prints one line. Pasted on a host as root, it installs
 Atoll from this pool and joins it; below it, how to join where atolld is installed
-already. The token is in the line: who sees it can join a host as long as it is good.`,
-		Example: "  atoll node token\n  atoll node token --uses 10 --ttl 4h --zone room-a --label disk=ssd\n  atoll node token --node isle2      a new machine in the place of isle2",
+already. The token is in the line: who sees it can join a host as long as it is good.
+
+With --adopt the host may bring along what it runs in a pool of its own: its tenants
+become tenants inside the one named, with everything in them, and run on. You must be
+allowed to create all of that there. What is dangerous in it (capabilities, paths of the
+host, its network, ranks that preempt) must be allowed by --grant, out of your own rights.`,
+		Example: "  atoll node token\n  atoll node token --uses 10 --ttl 4h --zone room-a --label disk=ssd\n  atoll node token --node isle2      a new machine in the place of isle2\n  atoll node token --adopt acme --grant hostpath:/srv      what it runs comes along",
 		Run:     o.run,
 		Flags: func(fs *pflag.FlagSet) {
 			fs.DurationVar(&o.ttl, "ttl", time.Hour, "how long it is good; at most 720h")
@@ -41,6 +47,8 @@ already. The token is in the line: who sees it can join a host as long as it is 
 			fs.StringVar(&o.node, "node", "", "only for the host of this name; one that has it now is replaced and turned away")
 			fs.StringVar(&o.zone, "zone", "", "failure domain of its hosts")
 			fs.StringArrayVarP(&o.labels, "label", "l", nil, "label of its hosts, KEY=VALUE; may be repeated")
+			fs.StringVar(&o.adopt, "adopt", "", "tenant into which a host with a pool of its own may bring what it runs")
+			fs.StringArrayVar(&o.grants, "grant", nil, "with --adopt: dangerous right that what comes may use, such as hostpath:/srv, capability:NET_ADMIN, network:host; may be repeated")
 			fs.StringVar(&o.name, "name", "", "name of the token (default: invented)")
 			fs.StringVarP(&o.out, "output", "o", "", "json: the parts, for programs")
 		}}
@@ -62,7 +70,7 @@ func (o *joinOptions) token(c *verb.Call) (*api.JoinToken, error) {
 		t.Name = "join-" + hex.EncodeToString(b[:])
 	}
 	end := c.Clock.Now().Add(o.ttl).UTC().Truncate(time.Second)
-	t.Spec = api.JoinTokenSpec{Role: api.JoinRole(o.role), ExpiresAt: &end, Uses: o.uses, Node: o.node, Zone: o.zone}
+	t.Spec = api.JoinTokenSpec{Role: api.JoinRole(o.role), ExpiresAt: &end, Uses: o.uses, Node: o.node, Zone: o.zone, Adopt: o.adopt, Grants: o.grants}
 	for _, l := range o.labels {
 		k, v, ok := strings.Cut(l, "=")
 		if !ok || k == "" {
@@ -110,6 +118,9 @@ func (o *joinOptions) run(ctx context.Context, c *verb.Call) error {
 	if o.node != "" {
 		named = " --node " + o.node
 	}
+	if o.adopt != "" {
+		named += " --adopt " + o.adopt
+	}
 	l := joinLines{Name: t.Name, Token: tok.Status.Secret, ExpiresAt: *t.Spec.ExpiresAt, Endpoints: info.Endpoints, Pin: info.Pin,
 		Install: "curl -fsSk --pinnedpubkey '" + info.Pin + "' " + url + "/install | ATOLLD_TOKEN=" + tok.Status.Secret + " sh -s -- " + url + named,
 		Join:    "atolld join " + url + " --token " + tok.Status.Secret + named}
@@ -124,6 +135,11 @@ func (o *joinOptions) run(ctx context.Context, c *verb.Call) error {
 	uses := render.Plural(o.uses, "host")
 	if o.uses == 0 {
 		uses = "any number of hosts"
+	}
+	if o.adopt != "" { // atolld is there
+		c.Note("jointoken/%s, for %s, until %s. On the host, as root: systemctl stop atolld (instances run on), then this; --dry-run shows what would become of everything:", t.Name, uses, l.ExpiresAt.Local().Format(time.DateTime))
+		c.Say("%s", l.Join)
+		return nil
 	}
 	c.Note("jointoken/%s, for %s, until %s. Paste this on the host, as root:", t.Name, uses, l.ExpiresAt.Local().Format(time.DateTime))
 	c.Say("%s", l.Install)

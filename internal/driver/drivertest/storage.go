@@ -51,6 +51,44 @@ func Storage(t *testing.T, open func(t *testing.T) (s driver.Storage, reopen fun
 			t.Fatalf("%v %v", got, err)
 		}
 	})
+	t.Run("renamed", func(t *testing.T) {
+		s, reopen := open(t)
+		ren, ok := s.(driver.Renamer)
+		if !ok {
+			t.Skip("it cannot be told of other names")
+		}
+		ctx := ctxOf(t)
+		for _, tenant := range []string{"acme", "acme/lab", "demo"} {
+			if _, err := s.Ensure(ctx, tenant, "data", 0, ids); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m, err := s.Ensure(ctx, "acme", "data", 0, ids)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.FSType == "" {
+			if err := os.WriteFile(m.Source+"/f", []byte("kept"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 {
+			if err := ren.Rename(ctx, map[string]string{"acme": "east/acme", "acme/lab": "east/acme/lab", "none": "east/none"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := reopen().Observe(ctx); err != nil || !slices.Equal(got, []string{"demo/data", "east/acme/data", "east/acme/lab/data"}) {
+			t.Fatalf("%v %v", got, err)
+		}
+		if m, err = s.Ensure(ctx, "east/acme", "data", 0, ids); err != nil {
+			t.Fatal(err)
+		}
+		if m.FSType == "" {
+			if b, err := os.ReadFile(m.Source + "/f"); err != nil || string(b) != "kept" {
+				t.Fatalf("%q %v", b, err)
+			}
+		}
+	})
 	t.Run("keeps", func(t *testing.T) {
 		s, _ := open(t)
 		m, err := s.Ensure(ctxOf(t), "t", "v", 0, ids)

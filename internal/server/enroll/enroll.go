@@ -63,7 +63,7 @@ func (d *Desk) Info() (api.JoinInfo, error) {
 
 // Mint makes the secret of a new token and its default expiry. What it puts into the
 // status' secret is the word a host shows, and must not be stored.
-func (d *Desk) Mint(t *api.JoinToken) error {
+func (d *Desk) Mint(ctx context.Context, who auth.Identity, t *api.JoinToken) error {
 	if d.CA == nil {
 		return errs.New(errs.Unsupported, "this server has no certificate authority, so no host can join").WithHint("start atolld with --listen 0.0.0.0:7443 (or the host's address)")
 	}
@@ -71,7 +71,10 @@ func (d *Desk) Mint(t *api.JoinToken) error {
 		e := d.now().Add(auth.JoinLife)
 		t.Spec.ExpiresAt = &e
 	}
-	if err := d.Expiry(t); err != nil {
+	if err := d.expiry(t); err != nil {
+		return err
+	}
+	if err := d.mayAdopt(ctx, who, t); err != nil {
 		return err
 	}
 	text, hash, err := d.CA.MintJoin(t.Name, d.Rand)
@@ -82,8 +85,19 @@ func (d *Desk) Mint(t *api.JoinToken) error {
 	return nil
 }
 
-// Expiry checks until when a token shall be good.
-func (d *Desk) Expiry(t *api.JoinToken) error {
+// Change checks what is made of a token: until when it is good, and what it allows.
+func (d *Desk) Change(ctx context.Context, who auth.Identity, old, t *api.JoinToken) error {
+	if t.Spec.ExpiresAt == nil {
+		t.Spec.ExpiresAt = old.Spec.ExpiresAt
+	}
+	if err := d.expiry(t); err != nil {
+		return err
+	}
+	return d.mayAdopt(ctx, who, t)
+}
+
+// expiry checks until when a token shall be good.
+func (d *Desk) expiry(t *api.JoinToken) error {
 	now := d.now()
 	if e := t.Spec.ExpiresAt; e == nil || !e.After(now) || e.After(now.Add(auth.MaxJoinLife)) {
 		f := errs.Field{Field: "spec.expiresAt", Rule: "must be in the future, at most 30 days away", Example: now.Add(auth.JoinLife).Format(time.RFC3339)}
@@ -100,19 +114,8 @@ func (d *Desk) now() time.Time { return d.Clock.Now().UTC().Round(time.Milliseco
 // Join takes a host in. from is the address it calls from. Who is in already, by the
 // same key, gets the same answer, and nothing is counted: its first one was lost.
 func (d *Desk) Join(ctx context.Context, req api.JoinRequest, from string) (*api.JoinAnswer, error) {
-	if d.CA == nil {
-		return nil, errs.New(errs.Unsupported, "this server takes no hosts in")
-	}
-	text, err := auth.ParseJoin(req.Token)
+	text, err := d.shown(ctx, req.Token, from)
 	if err != nil {
-		return nil, d.Auth.Failed(from, errs.New(errs.Unauthenticated, "%w", err).WithHint("paste it as atoll node token printed it"))
-	}
-	if mine, err := d.CA.Hash(); err != nil {
-		return nil, err
-	} else if mine != text.Authority {
-		return nil, d.Auth.Failed(from, errs.New(errs.Unauthenticated, "this join token is of another pool").WithHint("make one here: atoll node token"))
-	}
-	if err := d.token(ctx, text, from); err != nil {
 		return nil, err
 	}
 	key, err := auth.ParseRequest([]byte(req.CSR))
@@ -136,6 +139,23 @@ func (d *Desk) Join(ctx context.Context, req api.JoinRequest, from string) (*api
 		}
 		return d.answer(ctx, id, req.CSR)
 	}
+}
+
+// shown checks the join token that somebody shows.
+func (d *Desk) shown(ctx context.Context, token, from string) (auth.JoinText, error) {
+	if d.CA == nil {
+		return auth.JoinText{}, errs.New(errs.Unsupported, "this server takes no hosts in")
+	}
+	text, err := auth.ParseJoin(token)
+	if err != nil {
+		return text, d.Auth.Failed(from, errs.New(errs.Unauthenticated, "%w", err).WithHint("paste it as atoll node token printed it"))
+	}
+	if mine, err := d.CA.Hash(); err != nil {
+		return text, err
+	} else if mine != text.Authority {
+		return text, d.Auth.Failed(from, errs.New(errs.Unauthenticated, "this join token is of another pool").WithHint("make one here: atoll node token"))
+	}
+	return text, d.token(ctx, text, from)
 }
 
 // fits refuses a host whose release the pool cannot work with, before it is one of it.
@@ -192,6 +212,7 @@ type arrival struct {
 	text auth.JoinText
 	key  string
 	from string
+	with []store.Op // what it brings along, its node among it; nil: nothing
 }
 
 // errRace: what was read has changed meanwhile; it is decided anew.
@@ -243,6 +264,9 @@ func (d *Desk) admit(ctx context.Context, a arrival) (*api.NodeIdentity, error) 
 	}
 	role := p.token.Spec.EffectiveRole()
 	if p.id != nil && p.id.Spec.Revoked == "" && p.id.Spec.KeyHash == a.key && p.id.Spec.Role == role {
+		if a.with != nil {
+			return nil, errRace // it came meanwhile
+		}
 		return p.id, nil // it is in already: the answer was lost, or it asks once more
 	}
 	if err := d.mayTake(a, p); err != nil {
@@ -270,7 +294,10 @@ func (d *Desk) admit(ctx context.Context, a arrival) (*api.NodeIdentity, error) 
 		id.Spec.Address = a.from
 	}
 	ops := []store.Op{store.Update(tok), {Verb: store.Put, Object: id, Rev: id.Revision}}
-	if role == api.RoleNode && p.node == nil {
+	if a.with != nil {
+		id.Spec.Adopted = tok.Spec.Adopt
+		ops = append(ops, a.with...)
+	} else if role == api.RoleNode && p.node == nil {
 		n := &api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: a.req.Node, CreatedAt: &now, Generation: 1, Labels: tok.Spec.Labels}}, Spec: api.NodeSpec{Zone: tok.Spec.Zone}}
 		if n.UID, err = d.uid(); err != nil {
 			return nil, err

@@ -159,9 +159,33 @@ func (b *books) capacity(ctx context.Context) (api.Resources, error) {
 	return b.given, nil
 }
 
+// withNodes is the capacity with that of nodes made in the same commit: a host that comes
+// with what it runs brings the room for it along.
+func (p *plan) withNodes(ctx context.Context) (api.Resources, error) {
+	given, err := p.capacity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var with *capacity
+	for _, op := range p.ops {
+		n, ok := op.Object.(*api.Node)
+		if !ok || op.Verb != store.Put || op.Rev != 0 || p.q.nodes.nodes[n.Name] != nil {
+			continue
+		}
+		if with == nil {
+			with = &capacity{nodes: maps.Clone(p.q.nodes.nodes), total: maps.Clone(p.q.nodes.total)}
+		}
+		with.count(n, 1)
+	}
+	if with == nil {
+		return given, nil
+	}
+	return with.give(p.q.Reserve), nil
+}
+
 // pool books what the top tenants take from the pool and refuses what it has not got.
 func (p *plan) pool(ctx context.Context, pool *account) error {
-	given, err := p.capacity(ctx)
+	given, err := p.withNodes(ctx)
 	if err != nil {
 		return err
 	}
@@ -240,6 +264,14 @@ func (p *plan) hostIDs(ctx context.Context, pool *account) error {
 	}
 	sort.Slice(taken, func(i, j int) bool { return taken[i] < taken[j] })
 	for _, path := range fresh {
+		if kept := p.owners[path].is.Status; kept.UIDCount > 0 { // it comes from another pool, with files
+			if err := p.keepIDs(path, kept, tenants); err != nil {
+				return err
+			}
+			tenants = append(tenants, p.owners[path].is)
+			taken = insert(taken, kept.UIDBase)
+			continue
+		}
 		base, ok := freeBase(cmp.Or(pool.spec.NextUID, p.q.FirstUID), taken)
 		if !ok {
 			return errs.New(errs.NoCapacity, "tenant %s: all ranges of host user IDs are taken", path).WithHint("remove a tenant that is not used")
@@ -249,10 +281,27 @@ func (p *plan) hostIDs(ctx context.Context, pool *account) error {
 		t.Status.UIDBase, t.Status.UIDCount = base, uidCount
 		o.is, p.ops[o.opAt].Object = t, t
 		pool.spec.NextUID = base + uidCount
-		i := sort.Search(len(taken), func(i int) bool { return taken[i] >= base })
-		taken = append(taken, 0)
-		copy(taken[i+1:], taken[i:])
-		taken[i] = base
+		taken = insert(taken, base)
+	}
+	return nil
+}
+
+// insert keeps a list of bases sorted.
+func insert(taken []uint32, base uint32) []uint32 {
+	i, _ := slices.BinarySearch(taken, base)
+	return slices.Insert(taken, i, base)
+}
+
+// keepIDs checks the range of a tenant that is made with one. Callers of the API cannot
+// ask for a range: what they send as a status is not looked at.
+func (p *plan) keepIDs(path string, kept api.TenantStatus, all []*api.Tenant) error {
+	if kept.UIDBase < uidFirst || kept.UIDBase > uidLast || kept.UIDCount != uidCount {
+		return errs.New(errs.Invalid, "tenant %s: %d host user IDs from %d on: must be %d between %d and %d", path, kept.UIDCount, kept.UIDBase, uidCount, uidFirst, uidLast+uidCount-1)
+	}
+	for _, t := range all {
+		if s := t.Status; s.UIDCount > 0 && t.Name != path && uint64(kept.UIDBase) < uint64(s.UIDBase)+uint64(s.UIDCount) && s.UIDBase < kept.UIDBase+kept.UIDCount {
+			return errs.New(errs.Conflict, "tenant %s: host user IDs from %d on are those of tenant %s", path, kept.UIDBase, t.Name)
+		}
 	}
 	return nil
 }

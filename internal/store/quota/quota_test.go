@@ -518,3 +518,36 @@ func TestUIDStart(t *testing.T) {
 		t.Error("chance failed, and it began all the same")
 	}
 }
+
+// A tenant that comes from another pool keeps its range, and gets none that overlaps.
+func TestRangesOfHostIDsAreKept(t *testing.T) {
+	w := newWorld(t, store.Create(tenant("old")))
+	from := func(path string, base, n uint32) *api.Tenant {
+		tn := tenant(path)
+		tn.Status.UIDBase, tn.Status.UIDCount = base, n
+		return tn
+	}
+	w.ok(store.Create(from("a", 1<<24, uidCount)), store.Create(from("b", 1<<24+uidCount, uidCount)), store.Create(tenant("fresh")))
+	if got := w.tenantOf("a").Status.UIDBase; got != 1<<24 {
+		t.Fatal(got)
+	}
+	if a, b := w.tenantOf("fresh").Status.UIDBase, w.tenantOf("old").Status.UIDBase; a == b || a >= 1<<24 && a < 1<<24+2*uidCount {
+		t.Fatal(a, b)
+	}
+	w.no(errs.Conflict, "those of tenant a", store.Create(from("c", 1<<24+5, uidCount)))
+	w.no(errs.Conflict, "those of tenant d", store.Create(from("d", 1<<25, uidCount)), store.Create(from("e", 1<<25, uidCount)))
+	w.no(errs.Invalid, "host user IDs", store.Create(from("f", 1<<26, 7)))
+	w.no(errs.Invalid, "host user IDs", store.Create(from("f", 0, uidCount)))
+	w.no(errs.Invalid, "host user IDs", store.Create(from("f", 1<<32-1, uidCount)))
+}
+
+// A host that comes with what it runs brings the room for it along, in the same commit.
+func TestNodesOfACommitCount(t *testing.T) {
+	w := newWorld(t, store.Create(tenant("acme"))) // 10Gi, 9 of them to give
+	big := store.Create(inst("acme", "big", "memory=20Gi"))
+	w.no(errs.NoCapacity, "", big)
+	w.no(errs.NoCapacity, "", store.Create(host("isle3", "cpu=8,memory=12Gi")), big) // 22Gi, of which a tenth is kept
+	w.ok(store.Create(host("isle3", "cpu=8,memory=16Gi")), big)
+	w.no(errs.NoCapacity, "", store.Create(inst("acme", "more", "memory=6Gi")))
+	w.ok(store.Create(inst("acme", "more", "memory=3Gi")))
+}

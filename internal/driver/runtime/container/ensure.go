@@ -37,7 +37,11 @@ func (r *Runtime) Ensure(ctx context.Context, s driver.Spec) (driver.Observed, e
 		return r.converge(e, s, o, rec)
 	}
 	if found {
-		if err := r.clear(ctx, e, s.ID, s.Cgroup.Path); err != nil {
+		group := s.Cgroup.Path
+		if rec != nil {
+			group = rec.Cgroup // the tenant may have been called otherwise
+		}
+		if err := r.clear(ctx, e, s.ID, group); err != nil {
 			return driver.Observed{}, fmt.Errorf("clear the last run of %s: %w", s.ID, err)
 		}
 	}
@@ -97,7 +101,7 @@ func (r *Runtime) check(e *environment, s driver.Spec) error {
 
 // converge applies the spec to an instance that lives already.
 func (r *Runtime) converge(e *environment, s driver.Spec, o driver.Observed, rec *record) (driver.Observed, error) {
-	warnings, err := e.groups.Ensure(s.Cgroup.Path, r.limits(e, s))
+	warnings, err := e.groups.Ensure(rec.Cgroup, r.limits(e, s))
 	if err != nil {
 		return driver.Observed{}, fmt.Errorf("limits of %s: %w", s.ID, err)
 	}

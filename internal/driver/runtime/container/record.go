@@ -73,6 +73,11 @@ func (r *Runtime) save(rec *record) error {
 	return nil
 }
 
+// Rename notes new names of tenants; processes stay in the resource groups that records name.
+func (r *Runtime) Rename(_ context.Context, tenants map[string]string) error {
+	return driver.RenameRecords(r.state("i", "*", "record.json"), tenants)
+}
+
 // look finds out what there is of an instance. found is false when nothing is.
 func (r *Runtime) look(e *environment, id string) (o driver.Observed, rec *record, found bool) {
 	rec, err := r.load(id)

@@ -62,8 +62,10 @@ func (s *Storage) path(tenant, name string) (string, error) {
 	if !api.ValidTenantPath(tenant) || !api.ValidName(name) {
 		return "", errs.New(errs.Invalid, "volume %q of tenant %q: not a valid name", name, tenant)
 	}
-	return filepath.Join(s.root, strings.ReplaceAll(tenant, "/", "+"), name), nil
+	return filepath.Join(s.root, dirOf(tenant), name), nil
 }
+
+func dirOf(tenant string) string { return strings.ReplaceAll(tenant, "/", "+") }
 
 // Ensure makes the volume. One that exists keeps its kind and content.
 func (s *Storage) Ensure(ctx context.Context, tenant, name string, size int64, ids driver.IDRange) (driver.Mount, error) {
@@ -173,4 +175,26 @@ func (s *Storage) Remove(_ context.Context, tenant, name string) error {
 	return nil
 }
 
-var _ driver.Storage = (*Storage)(nil)
+// Rename gives the tenants' directories their new names. Where volumes are mounted, they stay.
+func (s *Storage) Rename(_ context.Context, tenants map[string]string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for from, to := range tenants {
+		if !api.ValidTenantPath(from) || !api.ValidTenantPath(to) {
+			return errs.New(errs.Invalid, "tenant %q as %q: not a valid name", from, to)
+		}
+		was, is := filepath.Join(s.root, dirOf(from)), filepath.Join(s.root, dirOf(to))
+		if _, err := os.Lstat(was); errors.Is(err, os.ErrNotExist) {
+			continue // it has no volumes, or was done already
+		}
+		if err := os.Rename(was, is); err != nil {
+			return errs.New(errs.Unavailable, "volumes of tenant %s, %s from now on: %w", from, to, err)
+		}
+	}
+	return nil
+}
+
+var (
+	_ driver.Storage = (*Storage)(nil)
+	_ driver.Renamer = (*Storage)(nil)
+)
