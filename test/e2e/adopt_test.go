@@ -21,43 +21,11 @@ import (
 // TestAdopt brings a host that runs a pool of its own into another one: what it runs goes
 // on with the same processes, under other names, and is the pool's from then on.
 func TestAdopt(t *testing.T) {
-	if m := rig.Missing(); m != "" {
-		t.Skipf("several hosts need %s", m)
-	}
-	bin, err := rig.Build(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := lab.New(t.Context(), bin, lab.Options{Hosts: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			for _, h := range l.Hosts {
-				t.Logf("%s:\n%s", h.Name, h.Tail(6000))
-			}
-		}
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-		if left := labTraces(l); len(left) > 0 {
-			t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
-		}
-	})
+	l := labOf(t, 2)
 	p := &adopting{several: several{l}, first: l.Hosts[0], second: l.Hosts[1]}
-	for _, part := range []struct {
-		name string
-		run  func(t *testing.T)
-	}{
+	inTurn(t, []part{
 		{"TwoPools", p.pools}, {"ClashChangesNothing", p.clash}, {"DryRun", p.dryRun}, {"KilledAndRepeated", p.join}, {"RunsOn", p.runsOn}, {"NamesakeIsApart", p.apart}, {"IsThePools", p.belongs}, {"Leaves", p.leave},
-	} {
-		began := time.Now()
-		if !t.Run(part.name, part.run) {
-			t.FailNow() // what follows would fail for the same reason
-		}
-		t.Logf("%s: %.1f s", part.name, time.Since(began).Seconds())
-	}
+	})
 }
 
 type adopting struct {

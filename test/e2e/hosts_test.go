@@ -20,44 +20,12 @@ import (
 // TestHosts takes a pool of several hosts through its life, each part beginning where the
 // one before left off: making it costs more than most of them.
 func TestHosts(t *testing.T) {
-	if m := rig.Missing(); m != "" {
-		t.Skipf("several hosts need %s", m)
-	}
-	bin, err := rig.Build(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := lab.New(t.Context(), bin, lab.Options{Hosts: 4})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			for _, h := range l.Hosts {
-				t.Logf("%s:\n%s", h.Name, h.Tail(6000))
-			}
-		}
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-		if left := labTraces(l); len(left) > 0 {
-			t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
-		}
-	})
+	l := labOf(t, 4)
 	p := &several{l}
-	for _, part := range []struct {
-		name string
-		run  func(t *testing.T)
-	}{
+	inTurn(t, []part{
 		{"Grow", p.grow}, {"Spread", p.spread}, {"EveryServerReachesEveryHost", p.reach}, {"DaemonsAreKilled", p.daemons}, {"LeaderIsKilled", p.leader},
 		{"ExclusiveRunsOnce", p.exclusive}, {"TimeAloneChanges", p.alone}, {"Maintenance", p.drain}, {"HostIsLost", p.lost}, {"HostLeaves", p.leaves}, {"HostIsTurnedAway", p.revoked},
-	} {
-		began := time.Now()
-		if !t.Run(part.name, part.run) {
-			t.FailNow() // what follows would fail for the same reason
-		}
-		t.Logf("%s: %.1f s", part.name, time.Since(began).Seconds())
-	}
+	})
 }
 
 type several struct{ *lab.Lab }

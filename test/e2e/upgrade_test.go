@@ -11,7 +11,6 @@ import (
 
 	"atoll/api"
 	"atoll/internal/release"
-	"atoll/test/lab"
 	"atoll/test/rig"
 )
 
@@ -49,19 +48,7 @@ func main() {
 	}
 	compile(filepath.Join(broken, "atolld"), "-s -w", src)
 
-	bin, err := rig.Build(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := lab.New(t.Context(), bin, lab.Options{Hosts: 3})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	l := labOf(t, 3)
 	if err := l.Found(t.Context()); err != nil {
 		t.Fatal(err)
 	}
