@@ -148,8 +148,17 @@ func (s *NodeIdentityStatus) Validate() []errs.Field {
 	if len(s.Arch) > maxToldText {
 		f = append(f, errs.Field{Field: "arch", Rule: "is too long", Example: "amd64"})
 	}
-	if u := s.Upgrade; u != nil && (len(u.Staged) > maxToldVersions || len(u.Error) > maxToldError) {
+	u := s.Upgrade
+	if u == nil {
+		return f
+	}
+	if len(u.Staged) > maxToldVersions || len(u.Error) > maxToldError {
 		f = append(f, errs.Field{Field: "upgrade", Rule: "tells too much"})
+	}
+	for _, v := range append([]string{u.Active}, u.Staged...) {
+		if v != "" && !ValidVersion(v) {
+			return append(f, VersionFields("upgrade", v)...)
+		}
 	}
 	return f
 }

@@ -280,6 +280,8 @@ func TestWitnessMayNothing(t *testing.T) {
 	f.do(root(), "POST", tell, `{"version":"v1"}`).problem(errs.Denied)
 	f.do(who, "POST", tell, `{"version":"../x"}`).problem(errs.Invalid)
 	f.do(who, "POST", tell, `{"version":"v1","release":-1}`).problem(errs.Invalid)
+	f.do(who, "POST", tell, `{"version":"v1","upgrade":{"staged":["v1","../v2"]}}`).problem(errs.Invalid)
+	f.do(who, "POST", tell, `{"version":"v1","upgrade":{"error":"`+strings.Repeat("x", 5000)+`"}}`).problem(errs.Invalid)
 	f.do(who, "POST", tell, `{"version":"v1","release":1}`).problem(errs.Unsupported)
 	// It leaves although it is no node.
 	f.do(root(), "DELETE", "/v1/nodes/vote1", "").want(200)
