@@ -193,19 +193,31 @@ func bootstrap(ctx context.Context, s store.Store, clk clock.Clock) error {
 			Spec: api.PriorityClassSpec{Value: v, Preempt: v > 0, Default: v == 0}})
 	}
 	now := clk.Now().UTC()
-	for _, o := range objs {
-		if _, err := s.Get(ctx, api.RefOf(o)); err == nil {
-			continue
-		} else if !errors.Is(err, errs.NotFound) {
-			return fmt.Errorf("bootstrap %s: %w", api.RefOf(o), err)
+	for {
+		var ops []store.Op // in one commit: every one waits for the disk
+		for _, o := range objs {
+			if _, err := s.Get(ctx, api.RefOf(o)); err == nil {
+				continue
+			} else if !errors.Is(err, errs.NotFound) {
+				return fmt.Errorf("bootstrap %s: %w", api.RefOf(o), err)
+			}
+			m := o.Metadata()
+			m.UID, m.CreatedAt, m.Generation = newUID(), &now, 1
+			ops = append(ops, store.Create(o))
 		}
-		m := o.Metadata()
-		m.UID, m.CreatedAt, m.Generation = newUID(), &now, 1
-		if _, err := s.Commit(ctx, store.Create(o)); err != nil && !errors.Is(err, errs.Exists) {
-			return fmt.Errorf("bootstrap %s: %w", api.RefOf(o), err)
+		if len(ops) == 0 {
+			return nil
+		}
+		switch _, err := s.Commit(ctx, ops...); {
+		case err == nil:
+			return nil
+		case !errors.Is(err, errs.Exists):
+			return fmt.Errorf("bootstrap: %w", err)
+		}
+		if err := clk.Sleep(ctx, time.Millisecond); err != nil { // another server makes them, too
+			return err
 		}
 	}
-	return nil
 }
 
 func newUID() string {

@@ -129,7 +129,7 @@ func margin(d time.Duration) time.Duration { return d / 10 }
 
 // First takes the lease before Run; it tries until ctx ends.
 func (h *Holder) First(ctx context.Context) error {
-	for {
+	for pause := firstPause; ; pause = min(2*pause, h.Interval/10) {
 		err := h.beat(ctx)
 		if err == nil || ctx.Err() != nil {
 			return ctx.Err()
@@ -137,9 +137,13 @@ func (h *Holder) First(ctx context.Context) error {
 		if k := errs.KindOf(err); k == errs.Unauthenticated || k == errs.Denied {
 			return err // this host is not, or no longer, one of the pool's
 		}
-		_ = h.Clock.Sleep(ctx, h.Interval/10) // ends early only with ctx
+		_ = h.Clock.Sleep(ctx, pause) // ends early only with ctx
 	}
 }
+
+// firstPause is before the second try to take a lease: a server that has just begun leads
+// in a moment.
+const firstPause = 5 * time.Millisecond
 
 // sayAgain is between words about heartbeats that fail; an edge host may be away for days.
 const sayAgain = time.Minute

@@ -27,6 +27,7 @@ type Recorder struct {
 	mu      sync.Mutex
 	pending map[api.Ref]*api.Event
 	order   []api.Ref
+	wake    chan struct{} // there is something to write
 }
 
 const (
@@ -37,7 +38,7 @@ const (
 
 // NewRecorder makes a recorder that signs as source.
 func NewRecorder(s store.Store, c clock.Clock, log *slog.Logger, source string) *Recorder {
-	return &Recorder{store: s, clock: c, log: log, source: source, pending: map[api.Ref]*api.Event{}}
+	return &Recorder{store: s, clock: c, log: log, source: source, pending: map[api.Ref]*api.Event{}, wake: make(chan struct{}, 1)}
 }
 
 // Record notes that something happened to about. typ is "normal" or "warning".
@@ -64,12 +65,22 @@ func (r *Recorder) Record(about api.Ref, uid, typ, reason, message string) {
 		Spec: api.EventSpec{About: about, Type: typ, Reason: reason, Message: message, Source: r.source, Count: 1, First: now, Last: now},
 	}
 	r.order = append(r.order, ref)
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
 }
 
 // Run writes what was recorded until ctx ends, then once more.
 func (r *Recorder) Run(ctx context.Context) error {
 	for {
-		err := r.clock.Sleep(ctx, recordEvery)
+		var err error
+		select { // nothing wakes a process that has nothing to tell
+		case <-r.wake:
+			err = r.clock.Sleep(ctx, recordEvery)
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
 		fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		r.Flush(fctx)
 		cancel()

@@ -22,6 +22,10 @@ const (
 	// leadPoll is between looks whether etcd's leader is this member: etcd tells of a
 	// new leader, but not that there is none any more.
 	leadPoll = 50 * time.Millisecond
+	// alonePoll is that of a member that nobody can take the lead from: only Regroup does.
+	alonePoll = 500 * time.Millisecond
+	// endedPoll is between looks whether etcd has ended.
+	endedPoll = time.Second
 	// sessionTTL is how long an external etcd waits for a leader that is not heard of, in seconds.
 	sessionTTL = 2
 )
@@ -313,7 +317,7 @@ func (s *Store) reign(ctx context.Context, fn func(context.Context) error) error
 	rctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		for s.leads() && s.cfg.Clock.Sleep(rctx, leadPoll) == nil {
+		for s.leads() && s.cfg.Clock.Sleep(rctx, s.leadPause()) == nil {
 		}
 		cancel()
 	})
@@ -356,10 +360,17 @@ func (s *Store) campaign(ctx context.Context, id string, fn func(context.Context
 	return errors.Join(err, e.Resign(resign))
 }
 
+func (s *Store) leadPause() time.Duration {
+	if s.Sole() {
+		return alonePoll
+	}
+	return leadPoll
+}
+
 // Ended returns when the embedded etcd has ended without being asked to: it was taken
 // out of the group, or cannot go on. With ctx it returns nil.
 func (s *Store) Ended(ctx context.Context) error {
-	for s.cfg.Clock.Sleep(ctx, leadPoll*4) == nil {
+	for s.cfg.Clock.Sleep(ctx, endedPoll) == nil {
 		if s.cfg.DataDir == "" || s.closed.Load() {
 			continue
 		}
