@@ -10,7 +10,6 @@ import (
 	"atoll/api"
 	"atoll/internal/errs"
 	"atoll/internal/sim"
-	"atoll/internal/sim/report"
 	"atoll/internal/sim/scenario"
 )
 
@@ -54,15 +53,7 @@ func simReplay(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	return f.write(func(w io.Writer) error {
-		switch f.format {
-		case "json":
-			return report.JSON(w, rep)
-		case "html":
-			return report.HTML(w, rep)
-		}
-		return report.Table(w, rep)
-	})
+	return f.tell(rep)
 }
 
 func readHistory(ctx context.Context, path, since string) (*sim.History, error) {

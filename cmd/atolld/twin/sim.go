@@ -235,15 +235,7 @@ func simRun(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	return f.write(func(w io.Writer) error {
-		switch f.format {
-		case "json":
-			return report.JSON(w, rep)
-		case "html":
-			return report.HTML(w, rep)
-		}
-		return report.Table(w, rep)
-	})
+	return f.tell(rep)
 }
 
 func simCompare(ctx context.Context, args []string) error {
@@ -270,6 +262,19 @@ func simCompare(ctx context.Context, args []string) error {
 			return report.HTML(w, reps[0], reps[1])
 		}
 		return report.Table(w, reps[0], reps[1])
+	})
+}
+
+// tell writes a report in the form that was asked for.
+func (f *simFlags) tell(rep *report.Report) error {
+	return f.write(func(w io.Writer) error {
+		switch f.format {
+		case "json":
+			return report.JSON(w, rep)
+		case "html":
+			return report.HTML(w, rep)
+		}
+		return report.Table(w, rep)
 	})
 }
 
