@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -98,7 +99,11 @@ func broken(ctx context.Context, from string, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	return errs.New(errs.Unavailable, "download %s: %w", from, err).WithHint("try again, or get it in another way and give --file")
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	// Its cause is told, not kept: a refused connection would be taken for the pool's.
+	return errs.New(errs.Unavailable, "download %s: %v", from, err).WithHint("try again, or get it in another way and give --file")
 }
 
 // counted tells of what is read.

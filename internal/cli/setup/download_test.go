@@ -3,11 +3,13 @@ package setup
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"atoll/internal/cli/term"
@@ -56,6 +58,10 @@ func TestDownload(t *testing.T) {
 		if errs.KindOf(err) != c.kind || f != nil || !strings.Contains(err.Error()+errs.HintOf(err), c.want) {
 			t.Errorf("%s: %v %v, want %s", c.path, f, err, c.want)
 		}
+	}
+	srv.Close()
+	if _, err := download(t.Context(), srv.URL+"/atoll.tar", sum, bar); errs.KindOf(err) != errs.Unavailable || errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("nobody listens: %v", err)
 	}
 	if left, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v %v", left, err)
