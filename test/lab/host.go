@@ -35,7 +35,8 @@ type Host struct {
 	space  *rig.Space // nil while it is off
 
 	mu     sync.Mutex
-	done   chan struct{} // closed when the daemon that this process started has ended
+	begun  int           // the pid of the daemon that this process started
+	done   chan struct{} // closed when that one has ended; nil: none was started
 	from   int64         // where its part of the log begins
 	client *remote.Store // nil until it is asked for
 }
@@ -92,7 +93,42 @@ func (h *Host) Begin() error {
 		close(done)
 	}()
 	h.mu.Lock()
-	h.done, h.from = done, size
+	h.begun, h.done, h.from = cmd.Process.Pid, done, size
+	h.mu.Unlock()
+	return nil
+}
+
+// own is the daemon that this process started and that has not ended; 0: there is none. What is started in a
+// namespace goes by another name at first, so that looking for it would find nothing, and start a second one.
+func (h *Host) own() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	select {
+	case <-h.done:
+		return 0
+	default:
+	}
+	if h.done == nil {
+		return 0
+	}
+	return h.begun
+}
+
+// reaped waits for the end of the daemon that this process started, which was killed.
+func (h *Host) reaped() error {
+	h.mu.Lock()
+	done, pid := h.done, h.begun
+	h.mu.Unlock()
+	if done == nil {
+		return nil
+	}
+	select {
+	case <-done:
+	case <-time.After(endPatience):
+		return errs.New(errs.Timeout, "atolld on %s, process %d, does not end:\n%s", h.Name, pid, h.Tail(2000))
+	}
+	h.mu.Lock()
+	h.done = nil
 	h.mu.Unlock()
 	return nil
 }
@@ -159,6 +195,9 @@ func (h *Host) Tail(n int) string { return rig.Tail(h.Log, n) }
 
 // Pid is the daemon's; 0: none runs.
 func (h *Host) Pid() int {
+	if pid := h.own(); pid != 0 {
+		return pid
+	}
 	for pid, argv := range rig.Processes() {
 		if filepath.Base(argv[0]) == "atolld" && len(argv) > 2 && argv[1] == "up" && h.is(argv) {
 			return pid
@@ -196,20 +235,16 @@ func (h *Host) end(s syscall.Signal) error {
 	}
 	_ = syscall.Kill(pid, syscall.SIGCONT) // one that is stopped takes no signal but SIGKILL
 	_ = syscall.Kill(pid, s)               // it may have ended
-	for deadline := time.Now().Add(20 * time.Second); h.Pid() == pid; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(endPatience); h.Pid() == pid; time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			return errs.New(errs.Timeout, "atolld on %s, process %d, does not end:\n%s", h.Name, pid, h.Tail(2000))
 		}
 	}
-	h.mu.Lock()
-	done := h.done
-	h.done = nil
-	h.mu.Unlock()
-	if done != nil {
-		<-done
-	}
-	return nil
+	return h.reaped()
 }
+
+// endPatience is for a daemon that was told to end, or killed.
+const endPatience = 20 * time.Second
 
 // Pause stops the daemon's process, as if the host had nothing left for it; with the watchdog: as if it
 // was a virtual machine that is stopped. Instances run on.

@@ -219,3 +219,27 @@ func alive(pid int) bool {
 	_, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
 	return err == nil
 }
+
+// What is begun is there from then on, although its process does not bear the daemon's name yet: a second one
+// would wait for the first one's lock and live on when that is killed.
+func TestOneDaemonAtATime(t *testing.T) {
+	l := hosts(t, Options{Hosts: 1})
+	h := l.Hosts[0]
+	for i := range 6 {
+		if err := errors.Join(h.Begin(), h.Begin()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(i*i) * 10 * time.Millisecond)
+		end := h.Kill
+		if i%2 == 1 {
+			end = func() error { return errors.Join(h.PowerOff(), h.Mend()) }
+		}
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+		if pid := h.Pid(); pid != 0 {
+			t.Fatalf("after round %d process %d runs", i, pid)
+		}
+	}
+}

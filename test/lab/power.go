@@ -75,14 +75,7 @@ func (h *Host) PowerOff() error {
 			return errs.New(errs.Timeout, "processes on %s do not end: %v", h.Name, pids)
 		}
 	}
-	h.mu.Lock()
-	done := h.done
-	h.done = nil
-	h.mu.Unlock()
-	if done != nil {
-		<-done
-	}
-	return nil
+	return h.reaped()
 }
 
 // everything lists the host's processes but the one that holds its namespace: those in its groups and
@@ -95,6 +88,9 @@ func (h *Host) everything() ([]int, error) {
 	var pids []int
 	for _, p := range list {
 		pids = append(pids, p.Pid)
+	}
+	if pid := h.own(); pid != 0 && !slices.Contains(pids, pid) {
+		pids = append(pids, pid) // it may be on its way into the namespace
 	}
 	mine, err := os.Readlink(h.space.Path())
 	if err != nil {
