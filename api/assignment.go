@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"atoll/internal/errs"
@@ -19,16 +20,18 @@ type Assignment struct {
 
 // AssignmentSpec leaves the node no choices.
 type AssignmentSpec struct {
-	InstanceUID string     `json:"instanceUid" doc:"the instance it was made for"`
-	Node        string     `json:"node,omitempty" doc:"where it runs; empty: nowhere yet"`
-	Generation  int64      `json:"generation" doc:"grows with every move; an agent refuses an older one"`
-	Address     string     `json:"address,omitempty" doc:"address on its network" example:"10.88.0.2"`
-	Devices     []int      `json:"devices,omitempty" doc:"GPUs of the node it may use, by number"`
-	CPUs        string     `json:"cpus,omitempty" doc:"cores it alone may use" example:"4-7"`
-	Cell        *int       `json:"cell,omitempty" doc:"NUMA cell its memory comes from"`
-	Since       *time.Time `json:"since,omitempty" doc:"waits for a node since then"`
-	Evict       *Eviction  `json:"evict,omitempty" doc:"it must leave the node; it is placed anew when it has stopped"`
-	Decision    *Decision  `json:"decision,omitempty" doc:"why there, or why nowhere"`
+	InstanceUID string `json:"instanceUid" doc:"the instance it was made for"`
+	Node        string `json:"node,omitempty" doc:"where it runs; empty: nowhere yet"`
+	Generation  int64  `json:"generation" doc:"grows with every move; an agent refuses an older one"`
+	Address     string `json:"address,omitempty" doc:"address on the node's bridge" example:"10.88.0.2"`
+	// Interfaces are as in the instance's Endpoint, without what can change while it runs.
+	Interfaces []Interface `json:"interfaces,omitempty" doc:"what it is on networks of its tenant"`
+	Devices    []int       `json:"devices,omitempty" doc:"GPUs of the node it may use, by number"`
+	CPUs       string      `json:"cpus,omitempty" doc:"cores it alone may use" example:"4-7"`
+	Cell       *int        `json:"cell,omitempty" doc:"NUMA cell its memory comes from"`
+	Since      *time.Time  `json:"since,omitempty" doc:"waits for a node since then"`
+	Evict      *Eviction   `json:"evict,omitempty" doc:"it must leave the node; it is placed anew when it has stopped"`
+	Decision   *Decision   `json:"decision,omitempty" doc:"why there, or why nowhere"`
 }
 
 // Eviction asks the agent to stop an instance, with its usual grace, so that it can be placed anew.
@@ -79,9 +82,20 @@ func assignmentDefinition() *Definition {
 			{Name: "NAME", Value: nameColumn},
 			{Name: "NODE", Value: func(o Object, _ time.Time) string { return dash(o.(*Assignment).Spec.Node) }},
 			{Name: "GENERATION", Value: func(o Object, _ time.Time) string { return fmt.Sprint(o.(*Assignment).Spec.Generation) }},
-			{Name: "ADDRESS", Value: func(o Object, _ time.Time) string { return dash(o.(*Assignment).Spec.Address) }},
+			{Name: "ADDRESS", Value: func(o Object, _ time.Time) string { return dash(o.(*Assignment).Spec.addresses()) }},
 			{Name: "AGE", Value: ageColumn},
 		},
 		Fields: map[string]func(Object) string{"spec.node": func(o Object) string { return o.(*Assignment).Spec.Node }},
 	}
+}
+
+func (s *AssignmentSpec) addresses() string {
+	all := []string{}
+	if s.Address != "" {
+		all = append(all, s.Address)
+	}
+	for i := range s.Interfaces {
+		all = append(all, s.Interfaces[i].Addresses()...)
+	}
+	return strings.Join(all, ",")
 }

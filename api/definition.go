@@ -56,6 +56,8 @@ var definitions = []*Definition{
 	imageDefinition(),
 	instanceDefinition(),
 	assignmentDefinition(),
+	networkDefinition(),
+	endpointDefinition(),
 	moveDefinition(),
 	drainDefinition(),
 	deploymentDefinition(),

@@ -384,8 +384,10 @@ func (t *Template) validate(at string) []errs.Field {
 func (t *Template) shared(at string, alone bool, needs string) []errs.Field {
 	var f []errs.Field
 	for i, n := range t.Spec.Networks {
-		if n.Address != "" && !alone {
-			f = append(f, errs.Field{Field: fmt.Sprintf("%s.spec.networks[%d].address", at, i), Value: clip(n.Address), Rule: "only one instance can have an address: needs " + needs})
+		for field, a := range map[string]string{"address": n.Address, "address6": n.Address6} {
+			if a != "" && !alone {
+				f = append(f, errs.Field{Field: fmt.Sprintf("%s.spec.networks[%d].%s", at, i, field), Value: clip(a), Rule: "only one instance can have an address: needs " + needs})
+			}
 		}
 	}
 	return f

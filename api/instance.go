@@ -84,8 +84,9 @@ const (
 
 // Attach puts an instance on a network.
 type Attach struct {
-	Name    string `json:"name" doc:"network; 'default' is the node's bridge, 'none' no network, 'host' the host's own" example:"default"`
-	Address string `json:"address,omitempty" doc:"fixed address; default: the next free one" example:"10.88.0.9"`
+	Name     string `json:"name" doc:"network of the tenant; 'default' is the node's bridge, 'none' no network, 'host' the host's own" example:"main"`
+	Address  string `json:"address,omitempty" doc:"fixed IPv4 address; default: the next free one" example:"10.88.0.9"`
+	Address6 string `json:"address6,omitempty" doc:"fixed IPv6 address; default: the next free one of a network that has any" example:"fd00:1::9"`
 }
 
 // AnnotationAttached is put on an instance that removes itself by a caller that will
@@ -265,12 +266,23 @@ func (s *InstanceSpec) RunsOnce() bool {
 		return true
 	}
 	for _, n := range s.Networks {
-		if n.Address != "" {
+		if n.Address != "" || n.Address6 != "" {
 			return true
 		}
 	}
 	return false
 }
+
+// MaxInterfaces bounds the networks of one instance.
+const MaxInterfaces = 8
+
+// Standing reports whether a name is that of a network that always exists, and that none can be beside.
+func Standing(network string) bool {
+	return network == NetworkDefault || network == NetworkNone || network == NetworkHost
+}
+
+// OnNetworks reports whether the instance is on networks of its tenant.
+func (s *InstanceSpec) OnNetworks() bool { return !Standing(s.Network()) }
 
 // Local reports whether it keeps data on its host: a named volume is there and
 // nowhere else, so it is not started elsewhere when the host is lost.
@@ -395,19 +407,29 @@ func (s *InstanceSpec) validateNetwork() []errs.Field {
 	var f []errs.Field
 	if len(s.Networks) > 1 {
 		for _, n := range s.Networks {
-			if n.Name == NetworkNone || n.Name == NetworkHost {
-				f = append(f, errs.Field{Field: "spec.networks", Value: n.Name, Rule: "none and host stand alone"})
+			if Standing(n.Name) {
+				f = append(f, errs.Field{Field: "spec.networks", Value: n.Name, Rule: "default, none and host stand alone"})
 			}
 		}
 	}
+	if len(s.Networks) > MaxInterfaces {
+		f = append(f, errs.Field{Field: "spec.networks", Value: fmt.Sprint(len(s.Networks)), Rule: fmt.Sprintf("must be at most %d", MaxInterfaces)})
+	}
+	on := map[string]bool{}
 	for i, n := range s.Networks {
-		if !ValidName(n.Name) {
-			f = append(f, errs.Field{Field: fmt.Sprintf("spec.networks[%d].name", i), Value: clip(n.Name), Rule: nameRule, Example: "default"})
+		at := fmt.Sprintf("spec.networks[%d]", i)
+		switch {
+		case !ValidName(n.Name):
+			f = append(f, errs.Field{Field: at + ".name", Value: clip(n.Name), Rule: nameRule, Example: "main"})
+		case on[n.Name]:
+			f = append(f, errs.Field{Field: at + ".name", Value: n.Name, Rule: "is there twice"})
 		}
-		if n.Address != "" {
-			if _, err := netip.ParseAddr(n.Address); err != nil {
-				f = append(f, errs.Field{Field: fmt.Sprintf("spec.networks[%d].address", i), Value: clip(n.Address), Rule: "must be an IP address", Example: "10.88.0.9"})
-			}
+		on[n.Name] = true
+		if a, err := netip.ParseAddr(n.Address); n.Address != "" && (err != nil || !a.Is4()) {
+			f = append(f, errs.Field{Field: at + ".address", Value: clip(n.Address), Rule: "must be an IPv4 address", Example: "10.88.0.9"})
+		}
+		if a, err := netip.ParseAddr(n.Address6); n.Address6 != "" && (err != nil || !a.Is6() || a.Is4In6() || a.Zone() != "" || Standing(n.Name)) {
+			f = append(f, errs.Field{Field: at + ".address6", Value: clip(n.Address6), Rule: "must be an IPv6 address, on a network of the tenant", Example: "fd00:1::9"})
 		}
 	}
 	names, published := map[string]bool{}, map[string]bool{}

@@ -63,6 +63,12 @@ type Object interface {
 	Validate() []errs.Field
 }
 
+// Fixer is an object with parts of its spec that cannot change once it exists.
+type Fixer interface {
+	// Fixed names those that differ from what was.
+	Fixed(old Object) []errs.Field
+}
+
 // RefOf names an object.
 func RefOf(o Object) Ref {
 	m := o.Metadata()

@@ -58,6 +58,7 @@ var floors = map[string]int{
 	"internal/policy/…":  20,
 	"internal/sched":     20,
 	"internal/balance":   20,
+	"internal/ipam":      20,
 	"internal/balance/…": 20,
 	"internal/reconcile": 20,
 	"internal/lease":     20,

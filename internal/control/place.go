@@ -23,7 +23,9 @@ type proposal struct {
 	item *policy.Item
 	old  *api.Assignment // nil: there is none yet
 	sched.Placement
-	address string
+	address    string
+	interfaces []api.Interface // on networks of its tenant
+	had        []api.Interface // what it had there before
 }
 
 func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, a *api.Assignment) (reconcile.Result, error) {
@@ -31,7 +33,7 @@ func (p *Placement) place(ctx context.Context, s store.Store, in *api.Instance, 
 		if a == nil {
 			return reconcile.Result{}, nil
 		}
-		return reconcile.Result{Also: p.forget(api.RefOf(in), in.UID)}, nil
+		return reconcile.Result{Also: p.forget(api.RefOf(in), in.UID, false)}, nil
 	}
 	if in.Status.State == api.StateFailed && in.Status.Reason == api.ReasonGangTimeout && in.Status.Generation == in.Generation {
 		return reconcile.Result{}, nil // until somebody changes or restarts it
@@ -134,27 +136,43 @@ func waitingFor(it *policy.Item, n *nomination, v *policy.View) sched.Placement 
 		Hints:    []string{"nothing: it starts on " + n.node + " as soon as they have stopped"}}}
 }
 
-// addressFor gives an address to what has a node and is on the network; without one it has no node either.
+// addressFor gives addresses to what has a node and is on a network; without them it has no node either.
 func (p *Placement) addressFor(pr *proposal) {
-	if n := pr.in.Spec.Network(); pr.Node == "" || len(pr.Victims) > 0 || n == api.NetworkNone || n == api.NetworkHost {
+	n := pr.in.Spec.Network()
+	if pr.Node == "" || len(pr.Victims) > 0 || n == api.NetworkNone || n == api.NetworkHost {
 		return
 	}
-	addr, err := p.pool.give(pr.in.UID, fixedAddress(&pr.in.Spec))
-	if err != nil {
-		p.view.Unplace(pr.in.UID)
-		pr.Node, pr.Decision.Chosen = "", ""
-		pr.Decision.Refusals = []api.Refusal{{Policy: "addresses", Reason: err.Error(), Nodes: pr.Decision.Of}}
-		pr.Decision.Hints = []string{"run it without a network (--network none), or free an address"}
+	var err error
+	if pr.in.Spec.OnNetworks() {
+		pr.had = p.nets.Has(pr.in.UID)
+		pr.interfaces, err = p.nets.Give(pr.in)
+	} else {
+		pr.address, err = p.pool.give(pr.in.UID, fixedAddress(&pr.in.Spec))
+	}
+	if err == nil {
 		return
 	}
-	pr.address = addr
+	p.view.Unplace(pr.in.UID)
+	pr.Node, pr.Decision.Chosen = "", ""
+	pr.Decision.Refusals = []api.Refusal{{Policy: "addresses", Reason: err.Error(), Nodes: pr.Decision.Of}}
+	pr.Decision.Hints = []string{addressHint(pr.in, err)}
+}
+
+func addressHint(in *api.Instance, err error) string {
+	switch errs.KindOf(err) {
+	case errs.NotFound:
+		return fmt.Sprintf("make the network: atoll network create %s --tenant %s --cidr 10.1.0.0/16", in.Spec.Network(), in.Tenant)
+	case errs.Invalid, errs.Conflict:
+		return "give it another address, or none: then it gets the next free one"
+	}
+	return "run it without a network (--network none), or free an address"
 }
 
 // assignment is what the proposal makes of the assignment; nil when there is nothing new to say.
 func (pr *proposal) assignment() *api.Assignment {
 	ref := api.RefOf(pr.in)
 	next := &api.Assignment{Head: api.Head{K: api.KindAssignment, Meta: api.Meta{Name: pr.in.Name, Tenant: pr.in.Tenant, UID: pr.in.UID,
-		Owner: &ref, CreatedAt: &pr.Decision.At}}, Spec: api.AssignmentSpec{InstanceUID: pr.in.UID, Node: pr.Node, Generation: 1, Address: pr.address, Decision: &pr.Decision}}
+		Owner: &ref, CreatedAt: &pr.Decision.At}}, Spec: api.AssignmentSpec{InstanceUID: pr.in.UID, Node: pr.Node, Generation: 1, Address: pr.address, Interfaces: wires(pr.interfaces), Decision: &pr.Decision}}
 	pr.Alloc.Write(&next.Spec)
 	if pr.Node == "" {
 		policy.Alloc{}.Write(&next.Spec)
@@ -176,7 +194,11 @@ func (pr *proposal) assignment() *api.Assignment {
 
 // ops commit an assignment if its instance still is what was looked at.
 func (pr *proposal) ops(next *api.Assignment) []store.Op {
-	return []store.Op{{Verb: store.Put, Object: next, Rev: next.Revision}, store.Expect(api.RefOf(pr.in), pr.in.Revision)}
+	ops := []store.Op{{Verb: store.Put, Object: next, Rev: next.Revision}, store.Expect(api.RefOf(pr.in), pr.in.Revision)}
+	if len(pr.interfaces) > 0 {
+		ops = append(ops, plug(pr.in, pr.Node, pr.interfaces))
+	}
+	return ops
 }
 
 // commit makes proposals so, all or none.
@@ -225,6 +247,9 @@ func (p *Placement) takeBack(pr *proposal) {
 		p.view.Unplace(pr.in.UID)
 	}
 	p.pool.free(pr.in.UID)
+	if pr.interfaces != nil {
+		p.nets.Take(pr.in.Tenant, pr.in.UID, pr.in.Labels, pr.had)
+	}
 }
 
 // evict tells the agents of the victims to stop them.
@@ -286,10 +311,14 @@ func hasLeft(in *api.Instance, a *api.Assignment) bool {
 func (p *Placement) unassign(ctx context.Context, s store.Store, in *api.Instance, a *api.Assignment) (reconcile.Result, error) {
 	next := api.Clone(a)
 	now := p.clock.Now().UTC().Truncate(time.Millisecond)
-	next.Spec.Node, next.Spec.Address, next.Spec.Evict, next.Spec.Since = "", "", nil, &now
+	next.Spec.Node, next.Spec.Address, next.Spec.Interfaces, next.Spec.Evict, next.Spec.Since = "", "", nil, nil, &now
 	policy.Alloc{}.Write(&next.Spec)
 	next.Spec.Decision = &api.Decision{At: now, Refusals: []api.Refusal{{Policy: "eviction", Reason: a.Spec.Evict.Reason, Nodes: 1, Best: a.Spec.Node}}}
-	if _, err := s.Commit(ctx, store.Update(next)); err != nil {
+	ops := []store.Op{store.Update(next)}
+	if has := p.interfaces(in.UID); len(has) > 0 {
+		ops = append(ops, plug(in, "", has)) // what it has there it keeps
+	}
+	if _, err := s.Commit(ctx, ops...); err != nil {
 		if errors.Is(err, errs.NotFound) {
 			return reconcile.Result{}, nil
 		}

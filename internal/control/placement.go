@@ -11,6 +11,7 @@ import (
 	"atoll/api"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/ipam"
 	"atoll/internal/policy"
 	"atoll/internal/reconcile"
 	"atoll/internal/sched"
@@ -34,7 +35,8 @@ type Placement struct {
 	mu        sync.Mutex // guards all below
 	view      *policy.View
 	planner   *sched.Planner
-	pool      *addresses
+	pool      *addresses // of the hosts' own bridges
+	nets      *ipam.Book // of tenants' networks
 	classes   map[string]*api.PriorityClass
 	weights   map[string]int64            // of tenants
 	pending   map[api.Ref]*policy.Item    // without a node; looked at again when room is made
@@ -64,7 +66,7 @@ func NewPlacement(d Deps) (*Placement, error) {
 		return nil, err
 	}
 	v := policy.NewView()
-	return &Placement{clock: d.Clock, keep: d.Keep, planner: sched.NewPlanner(v, d.Chain, d.Seed), view: v, pool: pool, classes: map[string]*api.PriorityClass{},
+	return &Placement{clock: d.Clock, keep: d.Keep, planner: sched.NewPlanner(v, d.Chain, d.Seed), view: v, pool: pool, nets: ipam.New(), classes: map[string]*api.PriorityClass{},
 		weights: map[string]int64{}, pending: map[api.Ref]*policy.Item{}, nominated: map[string]*nomination{}, gangs: map[gangKey]map[string]bool{}, ganged: map[string]gangKey{}, busy: map[gangKey]bool{}, social: map[string]bool{}, held: map[string]bool{}}, nil
 }
 
@@ -84,11 +86,13 @@ func (p *Placement) Key(ref api.Ref) api.Ref {
 
 // Watches what decides before what is decided, so that a start does not place on an empty view.
 func (p *Placement) Watches() []api.Selector {
-	return []api.Selector{{Kind: api.KindPriorityClass}, {Kind: api.KindTenant}, {Kind: api.KindDisruptionBudget}, {Kind: api.KindNode}, {Kind: api.KindAssignment}, {Kind: api.KindInstance}}
+	return []api.Selector{{Kind: api.KindPriorityClass}, {Kind: api.KindTenant}, {Kind: api.KindDisruptionBudget}, {Kind: api.KindNetwork}, {Kind: api.KindNode}, {Kind: api.KindAssignment}, {Kind: api.KindInstance}}
 }
 
-// Owns assignments, and instances only to take away those that never had a node, and to fail a gang.
-func (p *Placement) Owns() []api.Kind { return []api.Kind{api.KindAssignment, api.KindInstance} }
+// Owns assignments and endpoints, and instances only to take away those that never had a node, and to fail a gang.
+func (p *Placement) Owns() []api.Kind {
+	return []api.Kind{api.KindAssignment, api.KindEndpoint, api.KindInstance}
+}
 
 // Reconcile follows one change.
 func (p *Placement) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (reconcile.Result, error) {
@@ -118,6 +122,14 @@ func (p *Placement) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 				p.view.SetTenant(t)
 			}
 		}, &p.mu)
+	case ref.Kind == api.KindNetwork:
+		return follow(ctx, s, ref, func(n *api.Network) {
+			if n == nil {
+				p.nets.RemoveNetwork(ref.Tenant, ref.Name)
+			} else {
+				p.nets.SetNetwork(n)
+			}
+		}, &p.mu)
 	case ref.Kind == api.KindDisruptionBudget:
 		return follow(ctx, s, ref, func(b *api.DisruptionBudget) {
 			if b == nil {
@@ -141,6 +153,9 @@ func (p *Placement) load(ctx context.Context, s store.Store) error {
 	defer p.loading.Unlock()
 	if p.loaded {
 		return nil
+	}
+	if err := p.loadNetworks(ctx, s); err != nil {
+		return err
 	}
 	assignments, _, err := store.List[*api.Assignment](ctx, s, api.Selector{Kind: api.KindAssignment})
 	if err != nil {
@@ -325,6 +340,9 @@ func (p *Placement) instance(ctx context.Context, s store.Store, ref api.Ref) (r
 		if e := a.Spec.Evict; e != nil && !e.Stay && in.DeletedAt == nil && (e.Lost || hasLeft(in, a)) {
 			return p.unassign(ctx, s, in, a)
 		}
+		if err := p.rewire(ctx, s, in, a); err != nil {
+			return reconcile.Result{}, err
+		}
 		if freed {
 			return reconcile.Result{Also: []api.Ref{sweepRef}}, nil
 		}
@@ -404,8 +422,9 @@ func (p *Placement) unpend(ref api.Ref, uid string) {
 	p.view.Unwait(ref.Tenant, uid)
 }
 
-// forget takes an instance out of everything that is known, and names who waited for it to go.
-func (p *Placement) forget(ref api.Ref, uid string) []api.Ref {
+// forget takes an instance out of everything that is known, and names who waited for it to go. What only
+// stopped keeps what it has on its networks.
+func (p *Placement) forget(ref api.Ref, uid string, gone bool) []api.Ref {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.unpend(ref, uid)
@@ -413,6 +432,9 @@ func (p *Placement) forget(ref api.Ref, uid string) []api.Ref {
 	delete(p.held, uid)
 	p.view.Unplace(uid)
 	p.pool.free(uid)
+	if gone {
+		p.nets.Free(uid)
+	}
 	return append(p.heirs(uid), sweepRef)
 }
 
@@ -440,11 +462,12 @@ func (p *Placement) gone(ctx context.Context, s store.Store, ref api.Ref, a *api
 		}
 		return reconcile.Result{}, nil
 	}
-	_, err := s.Commit(ctx, store.Remove(api.RefOf(a), a.Revision))
+	ops := p.unplug([]store.Op{store.Remove(api.RefOf(a), a.Revision)}, ref, a.Spec.InstanceUID)
+	_, err := s.Commit(ctx, ops...)
 	if err != nil && !errors.Is(err, errs.NotFound) {
 		return reconcile.Result{}, fmt.Errorf("remove %s: %w", api.RefOf(a), err)
 	}
-	return reconcile.Result{Also: append(p.forget(ref, a.Spec.InstanceUID), ref)}, nil // the name may be in use again
+	return reconcile.Result{Also: append(p.forget(ref, a.Spec.InstanceUID, true), ref)}, nil // the name may be in use again
 }
 
 // dropUnplaced removes an instance that no agent knows of.
@@ -455,8 +478,8 @@ func (p *Placement) dropUnplaced(ctx context.Context, s store.Store, in *api.Ins
 	} else {
 		ops = append(ops, store.Expect(api.Ref{Kind: api.KindAssignment, Tenant: in.Tenant, Name: in.Name}, 0))
 	}
-	if _, err := s.Commit(ctx, ops...); err != nil {
+	if _, err := s.Commit(ctx, p.unplug(ops, api.RefOf(in), in.UID)...); err != nil {
 		return reconcile.Result{}, fmt.Errorf("remove %s: %w", api.RefOf(in), err)
 	}
-	return reconcile.Result{Also: p.forget(api.RefOf(in), in.UID)}, nil
+	return reconcile.Result{Also: p.forget(api.RefOf(in), in.UID, true)}, nil
 }

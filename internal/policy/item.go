@@ -138,6 +138,7 @@ func (it *Item) makeKey() string {
 	str(it.Spec.Image)
 	str(it.Spec.CPUs)
 	b = strconv.AppendBool(b, it.Spec.ExclusiveCPUs)
+	b = strconv.AppendBool(b, it.Spec.OnNetworks())
 	for _, p := range it.Publish {
 		str(p)
 	}

@@ -49,6 +49,7 @@ type Node struct {
 	Items       []*Item
 	Published   map[string]int // host ports taken, by how many
 	Runtimes    map[string]bool
+	Spans       bool            // it takes part in networks of tenants
 	Images      map[string]bool // digests and references that are here
 	Devices     []Device
 	Cells       []Cell
@@ -111,11 +112,12 @@ func (n *Node) Room(i int) int64 {
 // load reads what the object says; what is placed stays.
 func (n *Node) load(o *api.Node) {
 	n.Object, n.Allocatable = o, VectorOf(o.Status.Allocatable)
-	n.Runtimes, n.Images = map[string]bool{}, map[string]bool{}
+	n.Runtimes, n.Images, n.Spans = map[string]bool{}, map[string]bool{}, false
 	for _, d := range o.Status.Drivers {
 		if d.Type == "runtime" {
 			n.Runtimes[d.Name] = true
 		}
+		n.Spans = n.Spans || d.Type == "network" && d.Name == api.DriverOverlay
 	}
 	for _, i := range o.Status.Images {
 		n.Images[i] = true

@@ -273,7 +273,7 @@ func TestWitnessMayNothing(t *testing.T) {
 	f.do(who, "GET", "/v1/members/isle1", "").problem(errs.Denied)
 	f.do(who, "GET", "/v1/members", "").problem(errs.Denied)
 	f.do(who, "POST", "/v1/members/isle1/part", "{}").problem(errs.Denied)
-	f.do(who, "GET", "/v1/endpoints", "").want(200)
+	f.do(who, "GET", "/v1/servers", "").want(200)
 	// It tells its own version only, and nobody tells it for it; here, upgrades are not on offer.
 	tell := "/v1/nodeidentities/vote1/version"
 	f.do(who, "POST", "/v1/nodeidentities/isle1/version", "{}").problem(errs.Denied)

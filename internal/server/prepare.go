@@ -73,6 +73,8 @@ func (c *call) grantCreate(o api.Object) error {
 			return err
 		}
 		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
+	case *api.Network:
+		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
 	case *api.Deployment, *api.Job, *api.CronJob:
 		return c.grantWorkload(o)
 	case *api.DisruptionBudget:
@@ -247,6 +249,11 @@ func (c *call) prepareUpdate(old, next api.Object) (n api.Object, changed bool, 
 			return nil, false, errs.New(errs.Conflict, "%s is being removed", api.RefOf(old)).WithHint("wait until it is gone, then make it anew")
 		}
 		m.Generation++
+		if f, ok := n.(api.Fixer); ok {
+			if err := errs.InvalidFields(d.Singular()+" "+m.Name, f.Fixed(old)); err != nil {
+				return nil, false, err
+			}
+		}
 		if err := c.grantUpdate(old, n); err != nil {
 			return nil, false, err
 		}

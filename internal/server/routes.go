@@ -223,7 +223,7 @@ func (s *Server) document() ([]byte, error) {
 		rows = append(rows, r.shown())
 	}
 	return openapi.Document(s.Version, rows, map[string]reflect.Type{
-		"Problem": reflect.TypeFor[Problem](), "Version": reflect.TypeFor[Version](), "WhoAmI": reflect.TypeFor[WhoAmI](), "Endpoints": reflect.TypeFor[Endpoints](),
+		"Problem": reflect.TypeFor[Problem](), "Version": reflect.TypeFor[Version](), "WhoAmI": reflect.TypeFor[WhoAmI](), "Servers": reflect.TypeFor[Servers](),
 		"Commit": reflect.TypeFor[CommitRequest](), "Committed": reflect.TypeFor[Committed](), "UsageReport": reflect.TypeFor[api.UsageReport](),
 		"JoinInfo": reflect.TypeFor[api.JoinInfo](), "JoinRequest": reflect.TypeFor[api.JoinRequest](), "RenewRequest": reflect.TypeFor[api.RenewRequest](),
 		"JoinAnswer": reflect.TypeFor[api.JoinAnswer](), "Revocation": reflect.TypeFor[api.Revocation](), "AdoptRequest": reflect.TypeFor[api.AdoptRequest](), "AdoptAnswer": reflect.TypeFor[api.AdoptAnswer](),

@@ -74,13 +74,13 @@ func (c *call) tunnel() error {
 	return nil
 }
 
-// Endpoints is the answer of GET /v1/endpoints.
-type Endpoints struct {
-	Endpoints []Endpoint `json:"endpoints"`
+// Servers is the answer of GET /v1/servers.
+type Servers struct {
+	Endpoints []ServerURL `json:"endpoints"`
 }
 
-// Endpoint is where a server of the pool answers the API.
-type Endpoint struct {
+// ServerURL is where a server of the pool answers the API.
+type ServerURL struct {
 	Name string `json:"name,omitempty"` // of its host; "" when it is not known
 	URL  string `json:"url"`
 }
@@ -92,16 +92,16 @@ func (c *call) endpoints() error {
 	if err != nil {
 		return err
 	}
-	out := Endpoints{Endpoints: []Endpoint{}}
+	out := Servers{Endpoints: []ServerURL{}}
 	for _, m := range members {
 		if m.Spec.State == api.MemberVoter && !m.Spec.Witness && m.Spec.API != "" {
-			out.Endpoints = append(out.Endpoints, Endpoint{Name: m.Name, URL: m.Spec.API})
+			out.Endpoints = append(out.Endpoints, ServerURL{Name: m.Name, URL: m.Spec.API})
 		}
 	}
-	slices.SortFunc(out.Endpoints, func(a, b Endpoint) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(out.Endpoints, func(a, b ServerURL) int { return cmp.Compare(a.Name, b.Name) })
 	if len(out.Endpoints) == 0 {
 		for _, u := range c.cfg.Advertise {
-			out.Endpoints = append(out.Endpoints, Endpoint{URL: u})
+			out.Endpoints = append(out.Endpoints, ServerURL{URL: u})
 		}
 	}
 	return c.json(http.StatusOK, out)
@@ -109,7 +109,7 @@ func (c *call) endpoints() error {
 
 func (s *Server) serverRoutes() []*Route {
 	return []*Route{
-		{Method: "GET", Path: "/v1/endpoints", ID: "endpoints", Doc: "Where the servers of the pool answer the API.", Known: true, Answer: typeJSON, Result: "Endpoints", handle: (*call).endpoints},
+		{Method: "GET", Path: "/v1/servers", ID: "servers", Doc: "Where the servers of the pool answer the API.", Known: true, Answer: typeJSON, Result: "Servers", handle: (*call).endpoints},
 		{Method: "GET", Path: wire.Path, ID: "tunnel", Doc: "The way of a node: upgrades the connection to " + wire.Protocol + ". Nodes only, by their certificates.", Known: true,
 			Status: http.StatusSwitchingProtocols, Long: true, handle: (*call).tunnel},
 	}

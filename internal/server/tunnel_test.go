@@ -177,11 +177,11 @@ func TestTunnelEndsWithTheServer(t *testing.T) {
 	}
 }
 
-func TestEndpoints(t *testing.T) {
+func TestServers(t *testing.T) {
 	f := newFixture(t, Config{Advertise: []string{"https://isle1:7443"}})
-	ask := func(who auth.Identity) (out Endpoints) {
+	ask := func(who auth.Identity) (out Servers) {
 		t.Helper()
-		f.do(who, "GET", "/v1/endpoints", "").want(200).json(&out)
+		f.do(who, "GET", "/v1/servers", "").want(200).json(&out)
 		return out
 	}
 	if got := ask(as("nora")); len(got.Endpoints) != 1 || got.Endpoints[0].URL != "https://isle1:7443" {
@@ -197,12 +197,12 @@ func TestEndpoints(t *testing.T) {
 		member("isle6", api.MemberSpec{State: api.MemberVoter}))
 	for _, who := range []auth.Identity{as("nora"), as("node"), root()} {
 		got := ask(who)
-		if len(got.Endpoints) != 2 || got.Endpoints[0] != (Endpoint{"isle2", "https://10.0.0.2:7443"}) || got.Endpoints[1].Name != "isle3" {
+		if len(got.Endpoints) != 2 || got.Endpoints[0] != (ServerURL{"isle2", "https://10.0.0.2:7443"}) || got.Endpoints[1].Name != "isle3" {
 			t.Fatalf("%+v", got)
 		}
 	}
 	if err := f.Auth.Check(as("nobody")); !errors.Is(err, errs.Unauthenticated) {
 		t.Fatal(err)
 	}
-	f.do(as("nobody"), "GET", "/v1/endpoints", "").problem(errs.Unauthenticated)
+	f.do(as("nobody"), "GET", "/v1/servers", "").problem(errs.Unauthenticated)
 }

@@ -24,7 +24,7 @@ func pool(t *testing.T) (a, b *httptest.Server, asked *atomic.Int64) {
 	var list string
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
-		case "/v1/endpoints":
+		case "/v1/servers":
 			asked.Add(1)
 			fmt.Fprint(w, list)
 		case "/v1/whoami":

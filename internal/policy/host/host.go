@@ -28,7 +28,7 @@ func (Rules) Check(_ *policy.View, it *policy.Item) *policy.Check {
 		p = &api.Placement{}
 	}
 	keys := slices.Sorted(maps.Keys(p.NodeLabels)) // the same reason every time
-	isolation := string(it.Isolation)
+	isolation, spans := string(it.Isolation), it.Spec.OnNetworks()
 	return &policy.Check{Node: func(n *policy.Node) string {
 		switch spec := &n.Object.Spec; {
 		case !n.Object.Ready():
@@ -37,6 +37,8 @@ func (Rules) Check(_ *policy.View, it *policy.Item) *policy.Check {
 			return n.Object.Closed()
 		case !n.Runtimes[isolation]:
 			return "no driver for isolation " + isolation
+		case spans && !n.Spans:
+			return "host takes no part in networks of tenants"
 		case p.Node != "" && p.Node != n.Name:
 			return "not the node asked for, " + p.Node
 		case p.Zone != "" && p.Zone != spec.Zone:

@@ -157,6 +157,8 @@ func exampleSpec(k api.Kind) obj {
 		return obj{"image": "busybox", "command": []string{"sleep", "60"}, "requests": obj{"cpu": "100m"}, "limits": obj{"memory": "64Mi"}}
 	case api.KindImage:
 		return obj{"reference": exampleReference}
+	case api.KindNetwork:
+		return obj{"cidr": "10.1.0.0/16"}
 	case api.KindDisruptionBudget:
 		return obj{"labels": obj{"app": "db"}, "minAvailable": 2}
 	case api.KindPriorityClass:

@@ -203,7 +203,7 @@ func (s *Store) RefreshEndpoints(ctx context.Context) ([]string, error) {
 			URL string `json:"url"`
 		} `json:"endpoints"`
 	}
-	if err := s.json(ctx, request{method: "GET", path: "/v1/endpoints"}, &in); err != nil {
+	if err := s.json(ctx, request{method: "GET", path: "/v1/servers"}, &in); err != nil {
 		return nil, err
 	}
 	if s.cfg.Socket != "" {

@@ -1,0 +1,112 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"atoll/api"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+// What instances are on the networks of their tenants is decided here, together with
+// where they run: an Endpoint is written in the transaction of the Assignment.
+
+// loadNetworks notes all networks, and what is taken on them.
+func (p *Placement) loadNetworks(ctx context.Context, s store.Store) error {
+	networks, _, err := store.List[*api.Network](ctx, s, api.Selector{Kind: api.KindNetwork})
+	if err != nil {
+		return fmt.Errorf("list networks: %w", err)
+	}
+	endpoints, _, err := store.List[*api.Endpoint](ctx, s, api.Selector{Kind: api.KindEndpoint})
+	if err != nil {
+		return fmt.Errorf("list endpoints: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range networks {
+		p.nets.SetNetwork(n)
+	}
+	for _, e := range endpoints {
+		p.nets.Take(e.Tenant, e.Spec.InstanceUID, e.Spec.Labels, e.Spec.Interfaces)
+	}
+	return nil
+}
+
+// interfaces is what an instance has on its networks.
+func (p *Placement) interfaces(uid string) []api.Interface {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.nets.Has(uid)
+}
+
+// plug writes an instance's Endpoint. Nobody else does, and the Assignment that goes with
+// it is written at its revision: so this one needs none.
+func plug(in *api.Instance, node string, interfaces []api.Interface) store.Op {
+	ref := api.RefOf(in)
+	labels := map[string]string{}
+	for _, i := range interfaces {
+		labels[api.NetworkLabel(i.Network)] = ""
+	}
+	e := &api.Endpoint{Head: api.Head{K: api.KindEndpoint, Meta: api.Meta{Name: in.Name, Tenant: in.Tenant, UID: in.UID, Owner: &ref, Labels: labels, CreatedAt: in.CreatedAt}},
+		Spec: api.EndpointSpec{InstanceUID: in.UID, Node: node, Interfaces: interfaces, Labels: in.Labels}}
+	return store.Op{Verb: store.Put, Object: e, Rev: store.Any}
+}
+
+// unplug adds the removal of an instance's Endpoint, if it has one.
+func (p *Placement) unplug(ops []store.Op, ref api.Ref, uid string) []store.Op {
+	if len(p.interfaces(uid)) == 0 {
+		return ops
+	}
+	ref.Kind = api.KindEndpoint
+	return append(ops, store.Remove(ref, store.Any))
+}
+
+// wires is what an Assignment says of interfaces: identities are the Endpoint's, which
+// change with labels.
+func wires(interfaces []api.Interface) []api.Interface {
+	out := slices.Clone(interfaces)
+	for i := range out {
+		out[i].Identity = 0
+	}
+	return out
+}
+
+// rewire follows what is changed about an instance that has a node: its labels, which
+// are what rules are about, and its networks, which it is on from its next start.
+func (p *Placement) rewire(ctx context.Context, s store.Store, in *api.Instance, a *api.Assignment) error {
+	if in.DeletedAt != nil || !in.Spec.OnNetworks() {
+		return nil
+	}
+	p.mu.Lock()
+	had := p.nets.Has(in.UID)
+	labels := p.nets.Labels(in.UID)
+	now, err := p.nets.Give(in)
+	p.mu.Unlock()
+	if err != nil {
+		return nil // it runs on with what it has; the next start tells
+	}
+	same := slices.Equal(had, now)
+	if same && maps.Equal(labels, in.Labels) {
+		return nil
+	}
+	ops := []store.Op{store.Expect(api.RefOf(in), in.Revision), store.Expect(api.RefOf(a), a.Revision), plug(in, a.Spec.Node, now)}
+	if w := wires(now); !slices.Equal(w, a.Spec.Interfaces) {
+		next := api.Clone(a)
+		next.Spec.Interfaces = w
+		ops[1] = store.Update(next)
+	}
+	if _, err = s.Commit(ctx, ops...); err == nil {
+		return nil
+	}
+	p.mu.Lock()
+	p.nets.Take(in.Tenant, in.UID, labels, had)
+	p.mu.Unlock()
+	if errors.Is(err, errs.NotFound) || errors.Is(err, errs.Conflict) {
+		return nil // whoever changed it wakes us
+	}
+	return fmt.Errorf("wire %s: %w", api.RefOf(in), err)
+}
