@@ -18,6 +18,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 
 	"atoll/api"
@@ -82,10 +83,20 @@ type ImageConfig struct {
 // NetworkSpec is what the network driver will be asked for after the runtime has made the
 // namespace; the runtime only needs to know whether there is one and what resolves names.
 type NetworkSpec struct {
-	Mode     string // "bridge", "none", "host"
-	Address  string // without prefix length; "" for none and host
+	Mode     string // "bridge", "overlay", "none", "host"
+	Address  string // on the bridge, without prefix length
 	Hostname string
 	DNS      []string
+	// Interfaces are the instance's on networks of its tenant; the first one's gateways lead to what is outside.
+	Interfaces []Interface
+}
+
+// Interface is a connection to a network of the tenant, which the host's Fabric knows already.
+type Interface struct {
+	Name  string // inside
+	VNI   uint32
+	MAC   [6]byte
+	Addrs []netip.Prefix // at most one of each family
 }
 
 // Mount is a volume ready to be mounted.

@@ -24,7 +24,16 @@ type Fabric interface {
 	Forget(ctx context.Context, vni uint32) error
 	// Nets lists the networks that are here.
 	Nets(ctx context.Context) ([]uint32, error)
+	// NextID is a number from which on IDs of sets and lists are new on this host.
+	NextID(ctx context.Context) (uint32, error)
+	// Settle is called when Replace was called for all networks that are to be here: what
+	// an earlier life left in the tables goes.
+	Settle(ctx context.Context) error
 }
+
+// Upstream is a Network that reaches what is outside by another network of the host. It is
+// told before anything else.
+type Upstream interface{ Through(Network) }
 
 // Net is one tenant's network as a host makes it.
 type Net struct {

@@ -1,6 +1,7 @@
 package netlink
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -42,6 +43,46 @@ func NewNamespace() (*Namespace, error) {
 		return err
 	})
 	return ns, err
+}
+
+// EnsureNamespace opens the namespace that is kept at path, and makes it if there is none.
+// It stays until RemoveNamespace, or the next boot, whoever ends.
+func EnsureNamespace(path string) (*Namespace, error) {
+	ns, err := OpenNamespace(path)
+	if err == nil || !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Invalid) {
+		return ns, err
+	}
+	// A file without a namespace is what is left of an attempt that was cut short.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, kernelError("keep a network namespace at "+path, err)
+	}
+	f.Close()
+	if ns, err = NewNamespace(); err != nil {
+		return nil, err
+	}
+	if err := unix.Mount(ns.Path(), path, "", unix.MS_BIND, ""); err != nil {
+		ns.Close()
+		return nil, kernelError("keep a network namespace at "+path, err)
+	}
+	return ns, nil
+}
+
+// RemoveNamespace lets go of one that is kept. Nil when there is none.
+func RemoveNamespace(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break // nothing is mounted there (any more)
+		}
+		if err != nil {
+			return kernelError("let go of the network namespace at "+path, err)
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return kernelError("let go of the network namespace at "+path, err)
+	}
+	return nil
 }
 
 // FD is the open file.

@@ -235,6 +235,9 @@ func (h *Handle) AddAddr(index int, p netip.Prefix) error {
 	msg := nl.NewIfAddrmsg(family(p.Addr()))
 	msg.Index = uint32(index)
 	msg.Prefixlen = uint8(p.Bits())
+	if p.Addr().Is6() {
+		msg.Flags = unix.IFA_F_NODAD // the store sees to it that it is nobody else's
+	}
 	req.AddData(msg)
 	ip := p.Addr().AsSlice()
 	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, ip))
@@ -263,6 +266,32 @@ func (h *Handle) Addrs(index int) ([]netip.Prefix, error) {
 		}
 	}
 	return out, nil
+}
+
+// LinkWith finds the link that has an address; errs.NotFound when none has.
+func (h *Handle) LinkWith(a netip.Addr) (Link, error) {
+	req := h.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return Link{}, kernelError("list addresses", err)
+	}
+	links, err := h.Links()
+	if err != nil {
+		return Link{}, err
+	}
+	for _, m := range msgs {
+		p, index, ok := decodeAddr(m)
+		if !ok || p.Addr() != a {
+			continue
+		}
+		for _, l := range links {
+			if l.Index == index {
+				return l, nil
+			}
+		}
+	}
+	return Link{}, errs.New(errs.NotFound, "no interface of this host has the address %s", a)
 }
 
 func decodeAddr(m []byte) (netip.Prefix, int, bool) {
