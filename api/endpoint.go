@@ -22,6 +22,7 @@ type Endpoint struct {
 type EndpointSpec struct {
 	InstanceUID string      `json:"instanceUid" doc:"the instance it was made for"`
 	Node        string      `json:"node,omitempty" doc:"where it runs; empty: nowhere now"`
+	Tunnel      string      `json:"tunnel,omitempty" doc:"address of that host to which the others send what is for the instance" example:"192.0.2.7"`
 	Interfaces  []Interface `json:"interfaces" doc:"one for each network, in the order of the instance's spec"`
 	// Labels are here so that hosts need not know the instances of others.
 	Labels map[string]string `json:"labels,omitempty" doc:"the instance's labels, which its identities stand for"`

@@ -136,6 +136,17 @@ type Capability struct {
 	Features map[string]string `json:"features,omitempty" doc:"abilities and limits" example:"{userns: idmapped}"`
 }
 
+// Tunnel is the address to which the other hosts send what is for instances on networks of
+// tenants; "" when the host takes no part in them.
+func (n *Node) Tunnel() string {
+	for _, d := range n.Status.Drivers {
+		if d.Type == "network" && d.Name == DriverOverlay {
+			return d.Features["tunnel"]
+		}
+	}
+	return ""
+}
+
 // Conditions of nodes that more than one component looks at.
 const (
 	ConditionReady    = "Ready"      // the agent says that it works; the control plane, that it is not heard of

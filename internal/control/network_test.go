@@ -14,7 +14,7 @@ import (
 
 func (w *world) spanning(name string) {
 	w.put(&api.Node{Head: api.Head{K: api.KindNode, Meta: api.Meta{Name: name}}, Status: api.NodeStatus{
-		Allocatable: api.Resources{api.CPU: 1000, api.Memory: 1 << 40}, Drivers: []api.Capability{{Type: "runtime", Name: "container"}, {Type: "network", Name: api.DriverOverlay}},
+		Allocatable: api.Resources{api.CPU: 1000, api.Memory: 1 << 40}, Drivers: []api.Capability{{Type: "runtime", Name: "container"}, {Type: "network", Name: api.DriverOverlay, Features: map[string]string{"tunnel": "192.0.2." + name[1:]}}},
 		Conditions: []api.Condition{{Type: "Ready", Status: true}}}})
 }
 
@@ -35,7 +35,9 @@ func of[T api.Object](w *world, k api.Kind, name string) (o T) {
 	return o
 }
 
-func (w *world) endpoint(name string) *api.Endpoint { return of[*api.Endpoint](w, api.KindEndpoint, name) }
+func (w *world) endpoint(name string) *api.Endpoint {
+	return of[*api.Endpoint](w, api.KindEndpoint, name)
+}
 
 func onMain(in *api.Instance) { in.Spec.Networks = []api.Attach{{Name: "main"}} }
 
@@ -83,7 +85,7 @@ func TestAnEndpointStaysWhenItsInstanceMovesAndFollowsItsLabels(t *testing.T) {
 	in.Status = api.InstanceStatus{State: api.StateStopped, Reason: api.ReasonEvicted, Node: "n1", Assigned: a.Spec.Generation}
 	w.put(in)
 	w.settle()
-	if a, e := w.assignment("db"), w.endpoint("db"); a.Spec.Node != "n2" || e.Spec.Node != "n2" || e.Spec.Interfaces[0] != was[0] || a.Spec.Interfaces[0].Address != was[0].Address {
+	if a, e := w.assignment("db"), w.endpoint("db"); a.Spec.Node != "n2" || e.Spec.Tunnel != "192.0.2.2" || e.Spec.Node != "n2" || e.Spec.Interfaces[0] != was[0] || a.Spec.Interfaces[0].Address != was[0].Address {
 		t.Fatalf("assignment %+v\nendpoint %+v", a.Spec, e.Spec)
 	}
 	in = api.Clone(of[*api.Instance](w, api.KindInstance, "db"))
@@ -92,6 +94,25 @@ func TestAnEndpointStaysWhenItsInstanceMovesAndFollowsItsLabels(t *testing.T) {
 	w.settle()
 	if e := w.endpoint("db"); e.Spec.Interfaces[0].Identity == was[0].Identity || e.Spec.Interfaces[0].Address != was[0].Address || e.Spec.Labels["app"] != "db" {
 		t.Fatalf("endpoint %+v", e.Spec)
+	}
+}
+
+func TestEndpointsFollowTheAddressOfTheirHost(t *testing.T) {
+	w := newWorld(t, "10.0.0.0/24")
+	w.spanning("n1")
+	w.network("main", nil)
+	w.instance("db", 100, onMain)
+	w.settle()
+	n, err := store.Get[*api.Node](context.Background(), w.mem, api.Ref{Kind: api.KindNode, Name: "n1"})
+	if err != nil || w.endpoint("db").Spec.Tunnel != "192.0.2.1" {
+		t.Fatal(err, w.endpoint("db").Spec)
+	}
+	n = api.Clone(n)
+	n.Status.Drivers[1].Features["tunnel"] = "192.0.2.99"
+	w.put(n)
+	w.settle()
+	if e := w.endpoint("db"); e.Spec.Tunnel != "192.0.2.99" || e.Spec.Interfaces[0].Address != "10.1.0.2/24" {
+		t.Fatalf("%+v", e.Spec)
 	}
 }
 

@@ -193,10 +193,10 @@ func (pr *proposal) assignment() *api.Assignment {
 }
 
 // ops commit an assignment if its instance still is what was looked at.
-func (pr *proposal) ops(next *api.Assignment) []store.Op {
+func (p *Placement) ops(pr *proposal, next *api.Assignment) []store.Op {
 	ops := []store.Op{{Verb: store.Put, Object: next, Rev: next.Revision}, store.Expect(api.RefOf(pr.in), pr.in.Revision)}
 	if len(pr.interfaces) > 0 {
-		ops = append(ops, plug(pr.in, pr.Node, pr.interfaces))
+		ops = append(ops, p.plug(pr.in, pr.Node, pr.interfaces))
 	}
 	return ops
 }
@@ -206,7 +206,7 @@ func (p *Placement) commit(ctx context.Context, s store.Store, prs ...*proposal)
 	var ops []store.Op
 	for _, pr := range prs {
 		if next := pr.assignment(); next != nil {
-			ops = append(ops, pr.ops(next)...)
+			ops = append(ops, p.ops(pr, next)...)
 		}
 	}
 	var err error
@@ -316,7 +316,7 @@ func (p *Placement) unassign(ctx context.Context, s store.Store, in *api.Instanc
 	next.Spec.Decision = &api.Decision{At: now, Refusals: []api.Refusal{{Policy: "eviction", Reason: a.Spec.Evict.Reason, Nodes: 1, Best: a.Spec.Node}}}
 	ops := []store.Op{store.Update(next)}
 	if has := p.interfaces(in.UID); len(has) > 0 {
-		ops = append(ops, plug(in, "", has)) // what it has there it keeps
+		ops = append(ops, p.plug(in, "", has)) // what it has there it keeps
 	}
 	if _, err := s.Commit(ctx, ops...); err != nil {
 		if errors.Is(err, errs.NotFound) {

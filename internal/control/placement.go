@@ -35,8 +35,9 @@ type Placement struct {
 	mu        sync.Mutex // guards all below
 	view      *policy.View
 	planner   *sched.Planner
-	pool      *addresses // of the hosts' own bridges
-	nets      *ipam.Book // of tenants' networks
+	pool      *addresses        // of the hosts' own bridges
+	nets      *ipam.Book        // of tenants' networks
+	plugs     map[string]socket // by UID: where endpoints say instances are
 	classes   map[string]*api.PriorityClass
 	weights   map[string]int64            // of tenants
 	pending   map[api.Ref]*policy.Item    // without a node; looked at again when room is made
@@ -66,7 +67,7 @@ func NewPlacement(d Deps) (*Placement, error) {
 		return nil, err
 	}
 	v := policy.NewView()
-	return &Placement{clock: d.Clock, keep: d.Keep, planner: sched.NewPlanner(v, d.Chain, d.Seed), view: v, pool: pool, nets: ipam.New(), classes: map[string]*api.PriorityClass{},
+	return &Placement{clock: d.Clock, keep: d.Keep, planner: sched.NewPlanner(v, d.Chain, d.Seed), view: v, pool: pool, nets: ipam.New(), plugs: map[string]socket{}, classes: map[string]*api.PriorityClass{},
 		weights: map[string]int64{}, pending: map[api.Ref]*policy.Item{}, nominated: map[string]*nomination{}, gangs: map[gangKey]map[string]bool{}, ganged: map[string]gangKey{}, busy: map[gangKey]bool{}, social: map[string]bool{}, held: map[string]bool{}}, nil
 }
 
@@ -100,13 +101,17 @@ func (p *Placement) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 	case ref == sweepRef:
 		return p.lookAtWaiting(), nil
 	case ref.Kind == api.KindNode:
-		return follow(ctx, s, ref, func(n *api.Node) {
+		var moved []api.Ref
+		res, err := follow(ctx, s, ref, func(n *api.Node) {
 			if n == nil {
 				p.view.RemoveNode(ref.Name)
 			} else {
 				p.view.SetNode(n)
+				moved = p.retunnelled(n)
 			}
 		}, &p.mu)
+		res.Also = append(res.Also, moved...)
+		return res, err
 	case ref.Kind == api.KindPriorityClass:
 		return follow(ctx, s, ref, func(c *api.PriorityClass) {
 			if delete(p.classes, ref.Name); c != nil {
@@ -434,6 +439,7 @@ func (p *Placement) forget(ref api.Ref, uid string, gone bool) []api.Ref {
 	p.pool.free(uid)
 	if gone {
 		p.nets.Free(uid)
+		delete(p.plugs, uid)
 	}
 	return append(p.heirs(uid), sweepRef)
 }

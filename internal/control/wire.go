@@ -32,6 +32,7 @@ func (p *Placement) loadNetworks(ctx context.Context, s store.Store) error {
 	}
 	for _, e := range endpoints {
 		p.nets.Take(e.Tenant, e.Spec.InstanceUID, e.Spec.Labels, e.Spec.Interfaces)
+		p.plugs[e.Spec.InstanceUID] = socket{api.Ref{Kind: api.KindInstance, Tenant: e.Tenant, Name: e.Name}, e.Spec.Node, e.Spec.Tunnel}
 	}
 	return nil
 }
@@ -43,16 +44,40 @@ func (p *Placement) interfaces(uid string) []api.Interface {
 	return p.nets.Has(uid)
 }
 
+// socket is where an endpoint says that its instance is.
+type socket struct {
+	ref          api.Ref
+	node, tunnel string
+}
+
+// retunnelled names the instances on a host that is reached by another address than their endpoints say.
+func (p *Placement) retunnelled(n *api.Node) []api.Ref {
+	var out []api.Ref
+	for _, s := range p.plugs {
+		if s.node == n.Name && s.tunnel != n.Tunnel() {
+			out = append(out, s.ref)
+		}
+	}
+	return out
+}
+
 // plug writes an instance's Endpoint. Nobody else does, and the Assignment that goes with
 // it is written at its revision: so this one needs none.
-func plug(in *api.Instance, node string, interfaces []api.Interface) store.Op {
+func (p *Placement) plug(in *api.Instance, node string, interfaces []api.Interface) store.Op {
 	ref := api.RefOf(in)
+	p.mu.Lock()
+	tunnel := ""
+	if n := p.view.Node(node); n != nil {
+		tunnel = n.Object.Tunnel()
+	}
+	p.plugs[in.UID] = socket{ref, node, tunnel}
+	p.mu.Unlock()
 	labels := map[string]string{}
 	for _, i := range interfaces {
 		labels[api.NetworkLabel(i.Network)] = ""
 	}
 	e := &api.Endpoint{Head: api.Head{K: api.KindEndpoint, Meta: api.Meta{Name: in.Name, Tenant: in.Tenant, UID: in.UID, Owner: &ref, Labels: labels, CreatedAt: in.CreatedAt}},
-		Spec: api.EndpointSpec{InstanceUID: in.UID, Node: node, Interfaces: interfaces, Labels: in.Labels}}
+		Spec: api.EndpointSpec{InstanceUID: in.UID, Node: node, Tunnel: tunnel, Interfaces: interfaces, Labels: in.Labels}}
 	return store.Op{Verb: store.Put, Object: e, Rev: store.Any}
 }
 
@@ -83,17 +108,20 @@ func (p *Placement) rewire(ctx context.Context, s store.Store, in *api.Instance,
 	}
 	p.mu.Lock()
 	had := p.nets.Has(in.UID)
-	labels := p.nets.Labels(in.UID)
+	labels, at, tunnel := p.nets.Labels(in.UID), p.plugs[in.UID], ""
+	if n := p.view.Node(a.Spec.Node); n != nil {
+		tunnel = n.Object.Tunnel()
+	}
 	now, err := p.nets.Give(in)
 	p.mu.Unlock()
 	if err != nil {
 		return nil // it runs on with what it has; the next start tells
 	}
-	same := slices.Equal(had, now)
-	if same && maps.Equal(labels, in.Labels) {
+	same := slices.Equal(had, now) && maps.Equal(labels, in.Labels)
+	if same && at.node == a.Spec.Node && at.tunnel == tunnel {
 		return nil
 	}
-	ops := []store.Op{store.Expect(api.RefOf(in), in.Revision), store.Expect(api.RefOf(a), a.Revision), plug(in, a.Spec.Node, now)}
+	ops := []store.Op{store.Expect(api.RefOf(in), in.Revision), store.Expect(api.RefOf(a), a.Revision), p.plug(in, a.Spec.Node, now)}
 	if w := wires(now); !slices.Equal(w, a.Spec.Interfaces) {
 		next := api.Clone(a)
 		next.Spec.Interfaces = w
@@ -104,6 +132,7 @@ func (p *Placement) rewire(ctx context.Context, s store.Store, in *api.Instance,
 	}
 	p.mu.Lock()
 	p.nets.Take(in.Tenant, in.UID, labels, had)
+	p.plugs[in.UID] = at
 	p.mu.Unlock()
 	if errors.Is(err, errs.NotFound) || errors.Is(err, errs.Conflict) {
 		return nil // whoever changed it wakes us
