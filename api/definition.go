@@ -65,6 +65,7 @@ var definitions = []*Definition{
 	ledgerDefinition(),
 	priorityClassDefinition(),
 	budgetDefinition(),
+	securityGroupDefinition(),
 	eventDefinition(),
 }
 

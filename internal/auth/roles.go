@@ -30,7 +30,7 @@ func BuiltinRoles() []*api.Role {
 			api.RoleRule{Verbs: read, Kinds: []string{"nodeidentity"}}),
 		role("developer", "runs instances in a tenant",
 			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "deployment", "job", "cronjob", "image", "event", "disruptionbudget"}},
-			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "ledger", "tenant", "move", "revision"}}),
+			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "ledger", "tenant", "move", "revision", "securitygroup"}}),
 		role("viewer", "reads, also logs",
 			api.RoleRule{Verbs: append(read[:3:3], api.VerbLogs), Kinds: operated},
 			api.RoleRule{Verbs: read, Kinds: []string{"nodeidentity"}}),
