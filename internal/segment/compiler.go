@@ -234,7 +234,6 @@ func (c *Compiler) takeNetwork() {
 	}
 	for _, g := range c.groups {
 		g.stale = true
-		c.stale[g] = struct{}{}
 	}
 	for n := range c.profiles {
 		c.again[n] = struct{}{}

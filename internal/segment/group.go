@@ -150,6 +150,9 @@ func (r *rule) read() bool {
 	if r.all = r.spec.Ports == nil; r.all {
 		return true
 	}
+	if len(r.spec.Ports) == 0 {
+		return false
+	}
 	for _, s := range r.spec.Ports {
 		p, err := api.ParsePorts(s)
 		if err != nil {
@@ -228,10 +231,10 @@ type baseRule struct {
 }
 
 var (
-	baseIngress = []baseRule{{"every network lets the host reach its instances, for health checks", nil}}
+	baseIngress = []baseRule{{"from the host: health checks", nil}}
 	baseEgress  = []baseRule{
-		{"every network lets instances ask the gateway for names", []string{"udp/53", "tcp/53"}},
-		{"every network lets instances ask the gateway for addresses (DHCP)", []string{"udp/67", "udp/547"}},
-		{"every network lets instances ping the gateway", []string{"icmp/8", "icmpv6/128"}},
+		{"to the gateway: names", []string{"udp/53", "tcp/53"}},
+		{"to the gateway: addresses by DHCP", []string{"udp/67", "udp/547"}},
+		{"to the gateway: ping", []string{"icmp/8", "icmpv6/128"}},
 	}
 )

@@ -40,7 +40,7 @@ func (r Rule) Text() string {
 // String names it and says what it allows.
 func (r Rule) String() string {
 	if r.base != "" {
-		return r.base
+		return "a rule of every network (" + r.base + ")"
 	}
 	return fmt.Sprintf("SecurityGroup %s, %s rule %d (%s)", r.Group, directionText(r.Ingress), r.Number, r.Text())
 }

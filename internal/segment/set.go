@@ -132,7 +132,7 @@ func (c *Compiler) settleSet(st *set, out *driver.Change) {
 // inPlace reports whether a set may be changed and keep its number, as explained at set.
 func (c *Compiler) inPlace(st *set, put map[uint32]driver.Pair, drop []uint32) bool {
 	for n := range put {
-		if _, had := st.pairs[n]; had || !c.isNew(n) {
+		if !c.isNew(n) {
 			return false
 		}
 	}

@@ -62,8 +62,8 @@ func (w *World) doubt(ref GroupRef, spec *api.SecurityGroupSpec, r *api.Security
 	case p.CIDR != "":
 		c, err := api.ParseCIDR(p.CIDR)
 		for _, n := range w.networksOf(ref, spec) {
-			if err == nil && !names(r, n) && slices.ContainsFunc(n.Prefixes, func(x netip.Prefix) bool { return x.Overlaps(c) }) {
-				return "cidr", fmt.Sprintf("%s has addresses of network %s, whose instances are known by labels, not by address: name them by labels, or all of them as network %s", p.CIDR, n.Net, n.Net.Name)
+			if err == nil && !names(r, n) && slices.ContainsFunc(n.Prefixes, func(x netip.Prefix) bool { return within(c, x) }) {
+				return "cidr", fmt.Sprintf("%s is a part of network %s, whose instances are known by labels, not by address: name them by labels, or all of them as network %s", p.CIDR, n.Net, n.Net.Name)
 			}
 		}
 	}

@@ -385,19 +385,32 @@ type said struct {
 	lists map[driver.ListKey]uint32
 }
 
-func (s *said) watch(t *trial, c driver.Change) {
+func (s *said) watch(t *trial, c driver.Change, before *driver.Table, was map[uint16]bool) {
+	known, sets := map[uint32]bool{driver.IdentityHost: true, driver.IdentityOutside: true}, map[uint32]bool{}
+	for n := range was {
+		known[uint32(n)] = true
+	}
+	for _, n := range before.Prefixes {
+		known[n] = true
+	}
+	for k := range s.pairs {
+		sets[k.Set] = true
+	}
 	for k, p := range c.Pairs {
+		if sets[k.Set] && known[k.Peer] {
+			t.Fatalf("set %d was there, and now says something else of %d, which was there, too", k.Set, k.Peer)
+		}
 		if old, ok := s.pairs[k]; ok && old != p {
 			t.Fatalf("pair %+v was %+v and became %+v in place", k, old, p)
 		}
 		s.pairs[k] = p
 	}
-	before := map[uint32]bool{}
+	lists := map[uint32]bool{}
 	for k := range s.lists {
-		before[k.List] = true
+		lists[k.List] = true
 	}
 	for k, r := range c.Lists {
-		if before[k.List] {
+		if lists[k.List] {
 			t.Fatalf("list %d was there, and got %+v", k.List, k)
 		}
 		s.lists[k] = r
@@ -472,7 +485,7 @@ func TestChangesLeadWhereAFreshCompileIs(t *testing.T) {
 			}
 			before := copyTable(table)
 			change := c.Change()
-			seen.watch(t, change)
+			seen.watch(t, change, &before, was)
 			apply(&table, change)
 			if whole := c.Table(); !sameTable(whole, table) {
 				t.Fatalf("changes led to\n%+v\nthe table is\n%+v", table, whole)
