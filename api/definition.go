@@ -67,6 +67,7 @@ var definitions = []*Definition{
 	ledgerDefinition(),
 	priorityClassDefinition(),
 	budgetDefinition(),
+	securityGroupDefinition(),
 	eventDefinition(),
 }
 

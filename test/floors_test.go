@@ -57,6 +57,7 @@ var floors = map[string]int{
 	"internal/driver/…":  20,
 	"internal/policy/…":  20,
 	"internal/sched":     20,
+	"internal/segment":   20,
 	"internal/balance":   20,
 	"internal/ipam":      20,
 	"internal/balance/…": 20,

@@ -29,7 +29,7 @@ func BuiltinRoles() []*api.Role {
 			Verbs: append(read[:3:3], api.VerbCreate, api.VerbUpdate, api.VerbDelete, api.VerbExec, api.VerbLogs), Kinds: operated, Grants: []string{"priority:*"}},
 			api.RoleRule{Verbs: read, Kinds: []string{"nodeidentity"}}),
 		role("developer", "runs instances in a tenant",
-			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "deployment", "job", "cronjob", "image", "event", "disruptionbudget", "network"}},
+			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "deployment", "job", "cronjob", "image", "event", "disruptionbudget", "network", "securitygroup"}},
 			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "endpoint", "ledger", "tenant", "move", "revision"}}),
 		role("viewer", "reads, also logs",
 			api.RoleRule{Verbs: append(read[:3:3], api.VerbLogs), Kinds: operated},

@@ -161,6 +161,8 @@ func exampleSpec(k api.Kind) obj {
 		return obj{"cidr": "10.1.0.0/16"}
 	case api.KindDisruptionBudget:
 		return obj{"labels": obj{"app": "db"}, "minAvailable": 2}
+	case api.KindSecurityGroup:
+		return obj{"select": obj{"app": "db"}, "ingress": []obj{{"from": []obj{{"labels": obj{"app": "web"}}}, "ports": []string{"tcp/5432"}}}}
 	case api.KindPriorityClass:
 		return obj{"value": 1000}
 	}
