@@ -85,7 +85,16 @@ func (w *Wall) attachTCX(ns *netlink.Namespace, ifindex int, p place) error {
 			// The revision says that nobody changed the hook since it was looked at.
 			opts := link.RawAttachProgramOptions{Target: ifindex, Program: prog, Attach: p.hook(), Anchor: link.Head(), ExpectedRevision: old.revision}
 			if old.id != 0 {
-				opts.Anchor = link.ReplaceProgramByID(old.id)
+				// The kernel wants a file here, not a number.
+				before, err := ebpf.NewProgramFromID(old.id)
+				if errors.Is(err, os.ErrNotExist) {
+					continue // it went away meanwhile
+				}
+				if err != nil {
+					return fmt.Errorf("open program %d: %w", old.id, err)
+				}
+				defer before.Close()
+				opts.Anchor = link.ReplaceProgram(before)
 			}
 			err = link.RawAttachProgram(opts)
 			if !errors.Is(err, errStale) {

@@ -259,6 +259,11 @@ func (h v4) with(payload []byte) []byte {
 	for i := 20; i < len(b); i++ {
 		b[i] = 1 // no operation
 	}
+	sum := uint32(0)
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	binary.BigEndian.PutUint16(b[10:], ^uint16(sum>>16+sum)) // a bridge whose packets pass the host's filter drops others
 	return append(b, payload...)
 }
 

@@ -29,6 +29,7 @@ struct pkt {
 	__u8 fragmented, icmp_error;
 	__u32 l4;      /* offset of the header after IP */
 	__u32 frag_id;
+	__u32 theirs;  /* an echo that the other side asked for: 256, beside the protocol in the key */
 };
 
 struct verdict {

@@ -133,7 +133,7 @@ type gauge struct {
 	Due, Lost, Count uint64
 }
 
-const eventSize = 80
+const eventSize = 72
 
 // decodeEvent reads a record of the ring buffer; false if it is none of ours.
 func decodeEvent(b []byte) (Event, bool) {

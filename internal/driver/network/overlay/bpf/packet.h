@@ -68,7 +68,8 @@ static __always_inline __u32 l4_size(__u8 proto)
 }
 
 /* icmp gives an ICMP message its place among flows. An echo's number is a port of who asks, and
- * the other port is 0; anything else has its type and code for one port and 0xffff for the other. */
+ * the other port is 0, and so that number 0 is nobody else's either, the key has who asked;
+ * anything else has its type and code for one port and 0xffff for the other. */
 static __always_inline int icmp(struct pkt *p, const struct icmp *h)
 {
 	__u8 ask = p->proto == ICMP ? 8 : 128, answer = p->proto == ICMP ? 0 : 129;
@@ -83,6 +84,7 @@ static __always_inline int icmp(struct pkt *p, const struct icmp *h)
 		}
 		p->lport = mine ? id : 0;
 		p->rport = mine ? 0 : id;
+		p->theirs = mine ? 0 : 256;
 		return ALLOWED;
 	}
 	if (p->proto == ICMP) {

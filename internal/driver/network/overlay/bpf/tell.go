@@ -43,12 +43,12 @@ func (w *Wall) Events(ctx context.Context, fn func(Event)) error {
 		return fmt.Errorf("read events of the wall: %w", err)
 	}
 	defer r.Close()
-	stop := context.AfterFunc(ctx, func() { r.SetDeadline(time.Unix(1, 0)) }) // wakes the reader, which is closed below
+	stop := context.AfterFunc(ctx, func() { r.Close() }) // wakes the reader
 	defer stop()
 	var rec ringbuf.Record
 	for {
 		if err := r.ReadInto(&rec); err != nil {
-			if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+			if ctx.Err() != nil && errors.Is(err, os.ErrClosed) {
 				return nil
 			}
 			return fmt.Errorf("read events of the wall: %w", err)

@@ -144,7 +144,7 @@ static __noinline int inner4(struct __sk_buff *skb, struct port *pt, const struc
 	k.remote = q.dir == FROM ? ip.dst : ip.src;
 	k.lport = q.lport;
 	k.rport = q.rport;
-	k.proto = q.proto;
+	k.proto = q.proto | q.theirs;
 	return lives(pt, bpf_map_lookup_elem(&flows4, &k), &q);
 }
 
@@ -170,7 +170,7 @@ static __noinline int inner6(struct __sk_buff *skb, struct port *pt, const struc
 	k.remote = q.dir == FROM ? ip.dst : ip.src;
 	k.lport = q.lport;
 	k.rport = q.rport;
-	k.proto = q.proto;
+	k.proto = q.proto | q.theirs;
 	return lives(pt, bpf_map_lookup_elem(&flows6, &k), &q);
 }
 
@@ -311,7 +311,7 @@ static __always_inline int wall4(struct __sk_buff *skb, struct port *pt, struct 
 			vary_port(p);
 		k.lport = p->lport;
 		k.rport = p->rport;
-		k.proto = p->proto;
+		k.proto = p->proto | p->theirs;
 		f = bpf_map_lookup_elem(&flows4, &k);
 		if (f && known(pt, f, p) == KNOWN)
 			seen(f, p, skb->len);
@@ -401,7 +401,7 @@ static __always_inline int wall6(struct __sk_buff *skb, struct port *pt, struct 
 			vary_port(p);
 		k.lport = p->lport;
 		k.rport = p->rport;
-		k.proto = p->proto;
+		k.proto = p->proto | p->theirs;
 		f = bpf_map_lookup_elem(&flows6, &k);
 		if (f && known(pt, f, p) == KNOWN)
 			seen(f, p, skb->len);
@@ -459,6 +459,7 @@ static __always_inline int look(struct __sk_buff *skb, struct port *pt, const in
 	p.rport = 0;
 	p.asked = 0;
 	p.frag_id = 0;
+	p.theirs = 0;
 	if (pt->flags & LIMITED) {
 		struct limit *l = bpf_map_lookup_elem(&limits, &p.ifindex);
 

@@ -20,8 +20,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -208,10 +210,7 @@ func (w *Wall) load(spec *ebpf.CollectionSpec) error {
 		}
 	}
 	opts := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: w.dir}}
-	dir, err := w.programDir(spec)
-	if err != nil {
-		return err
-	}
+	dir := w.programDir(spec)
 	if w.pinned(dir) {
 		// Only the maps are wanted: the programs are there, with these constants.
 		spec.Programs = nil
@@ -255,19 +254,13 @@ func (w *Wall) take(coll *ebpf.Collection) error {
 }
 
 // programDir is named after the code and its constants: other ones are other programs.
-func (w *Wall) programDir(spec *ebpf.CollectionSpec) (string, error) {
+func (w *Wall) programDir(spec *ebpf.CollectionSpec) string {
 	h := sha256.New()
 	h.Write(_WallBytes)
-	if ro := spec.Maps[".rodata"]; ro != nil {
-		for _, c := range ro.Contents {
-			b, ok := c.Value.([]byte)
-			if !ok {
-				return "", errs.New(errs.Internal, "constants of the eBPF object are %T", c.Value)
-			}
-			h.Write(b)
-		}
+	for _, name := range slices.Sorted(maps.Keys(spec.Variables)) {
+		h.Write(spec.Variables[name].Value)
 	}
-	return filepath.Join(w.dir, programPrefix+hex.EncodeToString(h.Sum(nil)[:8])), nil
+	return filepath.Join(w.dir, programPrefix+hex.EncodeToString(h.Sum(nil)[:8]))
 }
 
 const programPrefix = "programs-"
