@@ -163,31 +163,14 @@ func (w *world) furnish() {
 	w.must(w.SetPort(lo, thePort()))
 }
 
-// skbuff is struct __sk_buff as far as a test run reads and writes it.
-type skbuff [48]uint32
-
-const (
-	ctxMark    = 2
-	ctxIfindex = 10
-)
-
 // run gives one packet to a program.
 func (w *world) run(prog string, packet []byte, mark uint32) (pass bool, markOut uint32) {
 	w.Helper()
-	in, out := skbuff{}, skbuff{}
-	in[ctxMark], in[ctxIfindex] = mark, lo
-	ret, err := w.progs[prog].Run(&ebpf.RunOptions{Data: packet, Context: &in, ContextOut: &out})
+	out, err := w.Wall.run(prog, Trial{Ifindex: lo, Packet: packet, Mark: mark})
 	if err != nil {
 		w.Fatalf("%x: %v", packet, err)
 	}
-	switch int32(ret) {
-	case -1:
-		return true, out[ctxMark]
-	case 2:
-		return false, 0
-	}
-	w.Fatalf("program %s returned %d", prog, ret)
-	return false, 0
+	return out.Passed, out.Mark
 }
 
 // sent and received give one packet to the port and say why it did not pass.

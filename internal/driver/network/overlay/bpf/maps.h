@@ -210,7 +210,11 @@ volatile const __u64 one_way = 60ull * 1000000000;
 volatile const __u64 both_ways = 180ull * 1000000000;
 volatile const __u64 frag_time = 30ull * 1000000000;
 volatile const __u32 coarse_clock = 0; /* the kernel has bpf_ktime_get_coarse_ns */
-volatile const __u32 vary = 0;         /* for measuring: each run has another source port */
+/* For measuring: each run is another flow, to one of vary_hosts + 1 addresses and vary_ports + 1 ports
+ * from the packet's own on. The verifier takes it all out where vary is 0. */
+volatile const __u32 vary = 0;
+volatile const __u32 vary_hosts = 0;
+volatile const __u32 vary_ports = 0;
 
 static __always_inline __u64 clock_now(void)
 {

@@ -239,16 +239,21 @@ static __always_inline int near(struct __sk_buff *skb, struct pkt *p, void *h)
 	return ports_of(p, h, 0);
 }
 
-static __always_inline void vary_port(struct pkt *p)
+static __always_inline void vary4(struct pkt *p, struct key4 *k)
 {
 	struct gauge *g;
-	__u32 zero = 0;
+	__u32 zero = 0, h;
 
 	if (!vary)
 		return;
 	g = bpf_map_lookup_elem(&gauges, &zero);
-	if (g)
-		p->lport = g->count++;
+	if (!g)
+		return;
+	p->lport = g->count++;
+	h = (__u32)g->count * 2654435761u;
+	k->remote = bpf_htonl(bpf_ntohl(k->remote) + (h >> 20 & vary_hosts));
+	p->rport += h >> 8 & vary_ports;
+	p->asked = p->rport;
 }
 
 /* wall4 says ALLOWED, or why not. */
@@ -308,7 +313,7 @@ static __always_inline int wall4(struct __sk_buff *skb, struct port *pt, struct 
 		if (p->icmp_error)
 			return inner4(skb, pt, p);
 		if (dir == FROM)
-			vary_port(p);
+			vary4(p, &k);
 		k.lport = p->lport;
 		k.rport = p->rport;
 		k.proto = p->proto | p->theirs;
@@ -397,8 +402,6 @@ static __always_inline int wall6(struct __sk_buff *skb, struct port *pt, struct 
 			return DHCP;
 		if (p->icmp_error)
 			return inner6(skb, pt, p);
-		if (dir == FROM)
-			vary_port(p);
 		k.lport = p->lport;
 		k.rport = p->rport;
 		k.proto = p->proto | p->theirs;

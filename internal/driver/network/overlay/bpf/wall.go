@@ -54,9 +54,17 @@ type Config struct {
 	Sizes Sizes
 	// Times after which flows are forgotten; 0: the default.
 	Times Times
-	// Vary gives every run of a program another source port, so that a bench measures
-	// new flows by repeating one packet. Never in production.
-	Vary bool
+	// Vary is for benches, and never for production.
+	Vary Vary
+}
+
+// Vary makes every IPv4 packet that an instance sends another flow, whatever its ports say, so that a
+// bench measures new flows by repeating one packet.
+type Vary struct {
+	On bool
+	// Hosts and Ports are one less than a power of two: how many addresses and ports from the
+	// packet's own on are meant in turn.
+	Hosts, Ports uint32
 }
 
 // Sizes are in entries. Flows are allocated at once, 144 and 168 bytes each and the
@@ -128,10 +136,10 @@ func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
 		coarse = 1
 	}
 	vary := uint32(0)
-	if cfg.Vary {
+	if cfg.Vary.On {
 		vary = 1
 	}
-	set := map[string]any{"coarse_clock": coarse, "vary": vary}
+	set := map[string]any{"coarse_clock": coarse, "vary": vary, "vary_hosts": cfg.Vary.Hosts, "vary_ports": cfg.Vary.Ports}
 	for name, d := range map[string]time.Duration{"tcp_idle": cfg.Times.TCPIdle, "tcp_brief": cfg.Times.TCPBrief,
 		"one_way": cfg.Times.OneWay, "both_ways": cfg.Times.BothWays, "frag_time": cfg.Times.Fragment} {
 		if d < 0 {

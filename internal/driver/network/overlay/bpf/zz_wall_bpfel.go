@@ -43,6 +43,8 @@ const (
 	wallVarTcpBrief    = "tcp_brief"
 	wallVarTcpIdle     = "tcp_idle"
 	wallVarVary        = "vary"
+	wallVarVaryHosts   = "vary_hosts"
+	wallVarVaryPorts   = "vary_ports"
 )
 
 // loadWall returns the embedded CollectionSpec for wall.
@@ -126,6 +128,8 @@ type wallVariableSpecs struct {
 	TcpBrief    *ebpf.VariableSpec `ebpf:"tcp_brief"`
 	TcpIdle     *ebpf.VariableSpec `ebpf:"tcp_idle"`
 	Vary        *ebpf.VariableSpec `ebpf:"vary"`
+	VaryHosts   *ebpf.VariableSpec `ebpf:"vary_hosts"`
+	VaryPorts   *ebpf.VariableSpec `ebpf:"vary_ports"`
 }
 
 // wallObjects contains all objects after they have been loaded into the kernel.
@@ -198,6 +202,8 @@ type wallVariables struct {
 	TcpBrief    *ebpf.Variable `ebpf:"tcp_brief"`
 	TcpIdle     *ebpf.Variable `ebpf:"tcp_idle"`
 	Vary        *ebpf.Variable `ebpf:"vary"`
+	VaryHosts   *ebpf.Variable `ebpf:"vary_hosts"`
+	VaryPorts   *ebpf.Variable `ebpf:"vary_ports"`
 }
 
 // wallPrograms contains all programs after they have been loaded into the kernel.
