@@ -89,6 +89,17 @@ func assignmentDefinition() *Definition {
 	}
 }
 
+// FirstAddress is the one by which an instance is known best: on the node's bridge, or its first network.
+func (s *AssignmentSpec) FirstAddress() string {
+	if s.Address != "" || len(s.Interfaces) == 0 {
+		return s.Address
+	}
+	if all := s.Interfaces[0].Addresses(); len(all) > 0 {
+		return all[0]
+	}
+	return ""
+}
+
 func (s *AssignmentSpec) addresses() string {
 	all := []string{}
 	if s.Address != "" {

@@ -199,6 +199,18 @@ func networkDefinition() *Definition {
 // DriverOverlay is the network driver of hosts that take part in networks of tenants.
 const DriverOverlay = "overlay"
 
+// NetworkWays is the part of a host's bridge in which networks of tenants have their ways out: the
+// last sixteenth. Instances get no address there. Subnets of less than 1024 addresses have no such part.
+func NetworkWays(bridge netip.Prefix) netip.Prefix {
+	if !bridge.IsValid() || !bridge.Addr().Is4() || bridge.Bits() > 22 {
+		return netip.Prefix{}
+	}
+	b := bridge.Masked().Addr().As4()
+	n := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+	n += 15 << (28 - bridge.Bits())
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}), bridge.Bits()+4)
+}
+
 // FinalizerNetwork keeps a network that is being removed until no instance is on it.
 const FinalizerNetwork = "atoll/network"
 

@@ -52,23 +52,25 @@ var floors = map[string]int{
 	"internal/image/archive":  13,
 	"internal/image":          14,
 	// 2 implementations, pure engines
-	"internal/store/…":   20,
-	"internal/tunnel/…":  20,
-	"internal/driver/…":  20,
-	"internal/policy/…":  20,
-	"internal/sched":     20,
-	"internal/segment":   20,
-	"internal/balance":   20,
-	"internal/ipam":      20,
-	"internal/balance/…": 20,
-	"internal/reconcile": 20,
-	"internal/lease":     20,
-	"internal/join":      20, // a host's key, certificate and renewal
-	"internal/join/…":    20, // what becomes of a pool that comes with its host
-	"internal/stage":     20, // versions of the programs on a host
-	"internal/fence":     20,
-	"internal/fence/…":   20,
-	"internal/plan":      25, // asks sched, policies and admission what would be
+	"internal/store/…":                    20,
+	"internal/tunnel/…":                   20,
+	"internal/driver/…":                   20,
+	"internal/driver/network/overlay/bpf": 19, // its driver's wall
+	"internal/policy/…":                   20,
+	"internal/sched":                      20,
+	"internal/segment":                    20,
+	"internal/balance":                    20,
+	"internal/ipam":                       20,
+	"internal/fabric":                     30,
+	"internal/balance/…":                  20,
+	"internal/reconcile":                  20,
+	"internal/lease":                      20,
+	"internal/join":                       20, // a host's key, certificate and renewal
+	"internal/join/…":                     20, // what becomes of a pool that comes with its host
+	"internal/stage":                      20, // versions of the programs on a host
+	"internal/fence":                      20,
+	"internal/fence/…":                    20,
+	"internal/plan":                       25, // asks sched, policies and admission what would be
 	// 3 actors
 	"internal/control/host":     29, // controllers of whole hosts, which control lists
 	"internal/control/workload": 29, // what makes instances

@@ -40,8 +40,8 @@ func adoptHost(ctx context.Context, c config, o joining) error {
 			return openStore(ctx, c, etcdstore.Peers{}, clock.Real{}, log)
 		},
 		Drivers: func() (adopt.Drivers, error) {
-			dv, err := buildDrivers(c, clock.Real{}, log)
-			return adopt.Drivers{Runtimes: dv.runtimes, Network: dv.network, Storage: dv.storage}, err
+			dv, err := driversOf(c, clock.Real{}, log)
+			return adopt.Drivers{Runtimes: dv.Runtimes, Network: dv.Network, Storage: dv.Storage}, err
 		},
 		Images: func(ctx context.Context) (*image.Store, error) {
 			i, err := images.Open(ctx, imagesConfig(c), clock.Real{}, log)

@@ -46,19 +46,19 @@ func runDown(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	dv, err := buildDrivers(c, clock.Real{}, log)
+	dv, err := driversOf(c, clock.Real{}, log)
 	if err != nil {
 		return err
 	}
 	removed := 0
-	for name, rt := range dv.runtimes {
+	for name, rt := range dv.Runtimes {
 		n, err := removeAll(ctx, rt)
 		removed += n
 		if err != nil {
 			return fmt.Errorf("remove instances of %s: %w", name, err)
 		}
 	}
-	if err := dv.network.Teardown(ctx); err != nil {
+	if err := dv.Network.Teardown(ctx); err != nil {
 		return fmt.Errorf("remove the network: %w", err)
 	}
 	cg, err := cgroup.Detect()

@@ -17,6 +17,7 @@ import (
 	"atoll/internal/agent"
 	"atoll/internal/clock"
 	"atoll/internal/errs"
+	"atoll/internal/fabric"
 	"atoll/internal/fence"
 	"atoll/internal/join"
 	"atoll/internal/lease"
@@ -36,6 +37,7 @@ type node struct {
 	st     store.Store   // as this node may write: by its lease
 	remote *remote.Store // what is below it; nil where the pool began, which has the state in this process
 	agent  *agent.Agent
+	fabric *fabric.Fabric
 	rec    *reconcile.Recorder
 	warden *warden
 	began  atomic.Bool      // the agent has
@@ -61,7 +63,7 @@ func newNode(d nodeDeps) (*node, error) {
 	n.warden = newWarden(fence.New(fence.Config{Run: d.c.Run, Group: d.c.Group, Start: fence.Spawn(d.c.Run, d.c.Group), Clock: d.clk, Log: d.log, OnFenced: n.fenced}), d.log)
 	n.heart = newHeart(heartDeps{c: d.c, clk: d.clk, log: d.log, id: d.id, plane: d.plane, dir: directory{where: n.endpoints, watched: d.store}, extended: n.warden.extend, shorter: n.shorter})
 	n.st = store.Fenced(d.store, api.NodeLease(d.c.Node), n.holder.Rev)
-	dv, err := buildDrivers(d.c, d.clk, d.log)
+	dv, err := driversOf(d.c, d.clk, d.log)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +72,8 @@ func newNode(d nodeDeps) (*node, error) {
 		return nil, err
 	}
 	n.rec = reconcile.NewRecorder(n.st, d.clk, d.log, "agent/"+d.c.Node)
-	n.agent = agent.New(agent.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.runtimes, Network: dv.network, Storage: dv.storage,
+	n.fabric = fabric.New(fabric.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Driver: dv.Fabric})
+	n.agent = agent.New(agent.Deps{Fabric: dv.Fabric, Ready: n.fabric.Ready, Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.Runtimes, Network: dv.Network, Storage: dv.Storage,
 		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.Status).read, Lease: n.holder, Guard: n.warden})
 	n.connect(n.agent.Handle)
 	return n, nil
@@ -138,6 +141,9 @@ func (n *node) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return n.rec.Run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
+	if n.agent.Spans() {
+		g.Go(func() error { return n.fabric.Run(ctx) })
+	}
 	return g.Wait()
 }
 

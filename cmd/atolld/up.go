@@ -5,10 +5,10 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,7 +20,6 @@ import (
 	"atoll/cmd/atolld/images"
 	"atoll/internal/auth"
 	"atoll/internal/clock"
-	"atoll/internal/driver"
 	"atoll/internal/errs"
 	"atoll/internal/image/registry"
 	"atoll/internal/release"
@@ -226,58 +225,23 @@ func newUID() string {
 	return fmt.Sprintf("%x", b)
 }
 
-// driverSet is what one node works with.
-type driverSet struct {
-	runtimes map[string]driver.Runtime
-	network  driver.Network
-	storage  driver.Storage
+// driversOf makes the drivers of the host.
+func driversOf(c config, clk clock.Clock, log *slog.Logger) (builtin.Set, error) {
+	return builtin.Build(builtin.Host{Node: c.Node, State: c.State, Run: c.Run, Subnet: c.Subnet, Tunnel: tunnelOf(c), Sections: c.Drivers}, clk, log)
 }
 
-// buildDrivers makes every driver of this build, each with directories of its own.
-func buildDrivers(c config, clk clock.Clock, log *slog.Logger) (driverSet, error) {
-	reg := builtin.Drivers()
-	set := driverSet{runtimes: map[string]driver.Runtime{}}
-	deps := func(name string) (driver.Deps, error) {
-		d := driver.Deps{Node: c.Node, State: filepath.Join(c.State, name), Run: filepath.Join(c.Run, name), Clock: clk, Log: log.With("driver", name)}
-		return d, errors.Join(os.MkdirAll(d.State, 0o711), os.MkdirAll(d.Run, 0o711))
-	}
-	for _, name := range reg.Runtimes() {
-		d, err := deps(name)
-		if err != nil {
-			return set, err
-		}
-		if set.runtimes[name], err = reg.Runtime(name, d, c.Drivers[name]); err != nil {
-			return set, err
+// tunnelOf is the address to which other hosts send what is for instances on tenants' networks: that of the API,
+// or the one by which this host calls others. Where no other host can be, it is loopback.
+func tunnelOf(c config) string {
+	if h, _, err := net.SplitHostPort(c.Listen); err == nil {
+		if ip := net.ParseIP(h); ip != nil && !ip.IsUnspecified() && !ip.IsLoopback() {
+			return h
 		}
 	}
-	d, err := deps("bridge")
-	if err != nil {
-		return set, err
+	if own := ownAddresses(c.Subnet); len(own) > 0 {
+		return own[0]
 	}
-	if set.network, err = reg.Network("bridge", d, bridgeSection(c)); err != nil {
-		return set, err
-	}
-	if d, err = deps("volumes"); err != nil {
-		return set, err
-	}
-	set.storage, err = reg.Storage("dir", d, c.Drivers["dir"])
-	return set, err
-}
-
-// bridgeSection is the network driver's config: the file's section, the subnet of the daemon.
-func bridgeSection(c config) json.RawMessage {
-	m := map[string]any{}
-	if raw := c.Drivers["bridge"]; len(raw) > 0 && json.Unmarshal(raw, &m) != nil {
-		return raw // not an object: the driver says so
-	}
-	if _, ok := m["subnet"]; !ok {
-		m["subnet"] = c.Subnet
-	}
-	b, err := json.Marshal(m)
-	if err != nil {
-		return nil // maps of JSON values always encode
-	}
-	return b
+	return "127.0.0.1"
 }
 
 func newLogger(c config) (*slog.Logger, error) {

@@ -72,6 +72,10 @@ type Deps struct {
 	Log      *slog.Logger
 	Runtimes map[string]driver.Runtime
 	Network  driver.Network
+	// Fabric is the part of Network that is about networks of tenants; nil: there is none.
+	Fabric driver.Fabric
+	// Ready waits until Fabric knows all about interfaces.
+	Ready    func(ctx context.Context, interfaces []driver.Interface) error
 	Storage  driver.Storage
 	Images   Images
 	Groups   Groups
@@ -123,6 +127,7 @@ type Agent struct {
 	caps       []api.Capability
 	cells      []api.Cell
 	warnings   map[string]bool
+	noFabric   string // why the host takes no part in networks of tenants
 	samples    map[string]sample
 }
 
@@ -162,6 +167,9 @@ func New(d Deps) *Agent {
 	a.engine.Add(&upkeep{Agent: a}, 1)
 	return a
 }
+
+// Spans reports whether the host takes part in networks of tenants; Start has found out.
+func (a *Agent) Spans() bool { return a.Fabric != nil && a.Network != nil && a.noFabric == "" }
 
 // Engine gives the simulator a hand on the agent's work.
 func (a *Agent) Engine() *reconcile.Engine { return a.engine }
@@ -297,6 +305,16 @@ func (a *Agent) probe(ctx context.Context) error {
 		if err != nil {
 			a.Log.Warn("no instance networks here", "error", err)
 			a.Network = nil
+		} else {
+			c.Type = "network"
+			a.caps = append(a.caps, c)
+		}
+	}
+	if a.Network != nil && a.Fabric != nil {
+		c, err := a.Fabric.Probe(ctx)
+		if err != nil {
+			a.Log.Warn("no networks of tenants here", "error", err)
+			a.noFabric = err.Error()
 		} else {
 			c.Type = "network"
 			a.caps = append(a.caps, c)

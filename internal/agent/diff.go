@@ -72,7 +72,7 @@ func next(s situation) decision {
 	}
 	d := decision{status: s.in.Status}
 	st := &d.status
-	st.Node, st.Assigned, st.Address = s.node, s.as.Spec.Generation, s.as.Spec.Address
+	st.Node, st.Assigned, st.Address = s.node, s.as.Spec.Generation, s.as.Spec.FirstAddress()
 	st.RuntimeID = runtimeID(s.in.UID)
 	wasStopping := st.State == api.StateStopping && st.Reason == reasonStopped
 	noteStart(s, st)

@@ -338,6 +338,14 @@ func (c *instances) connect(ctx context.Context, spec driver.Spec, obs driver.Ob
 	if spec.Network.Mode == api.NetworkNone {
 		return nil // the runtime brings lo up; there is nothing to connect
 	}
+	if spec.Network.Mode == driver.ModeOverlay {
+		if c.Ready == nil {
+			return errs.New(errs.Unsupported, "this node takes no part in networks of tenants").WithHint("atoll doctor says what is missing")
+		}
+		if err := c.Ready(ctx, spec.Network.Interfaces); err != nil {
+			return fmt.Errorf("connect to network: %w", err)
+		}
+	}
 	if err := c.Network.Attach(ctx, obs.NetNS, spec); err != nil {
 		return fmt.Errorf("connect to network: %w", err)
 	}

@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/netip"
 	"sort"
 	"time"
 
@@ -48,6 +50,12 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 		Cgroup:  driver.Cgroup{Path: a.tenantGroup(in.Tenant) + "/" + id, OOMScoreAdj: oomScore(in.Spec.Class())},
 		Network: driver.NetworkSpec{Mode: "bridge", Address: as.Spec.Address, Hostname: in.Spec.Hostname, DNS: a.DNS},
 	}
+	if in.Spec.OnNetworks() {
+		s.Network.Mode = driver.ModeOverlay
+		if s.Network.Interfaces, err = interfacesOf(as); err != nil {
+			return driver.Spec{}, err
+		}
+	}
 	s.CPUs, s.Mems = a.pin(id, in, as)
 	if s.Network.Hostname == "" {
 		s.Network.Hostname = in.Name
@@ -56,6 +64,32 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 		s.Network.Mode = n
 	}
 	return s, nil
+}
+
+// interfacesOf reads what placement wrote.
+func interfacesOf(as *api.Assignment) ([]driver.Interface, error) {
+	var out []driver.Interface
+	for _, i := range as.Spec.Interfaces {
+		mac, err := net.ParseMAC(i.MAC)
+		if err != nil || len(mac) != 6 {
+			return nil, errs.New(errs.Internal, "assignment %s/%s: hardware address %q", as.Tenant, as.Name, i.MAC)
+		}
+		f := driver.Interface{Name: i.Name, VNI: i.VNI, MAC: [6]byte(mac)}
+		for _, a := range []string{i.Address, i.Address6} {
+			p, err := netip.ParsePrefix(a)
+			if a != "" && err != nil {
+				return nil, errs.New(errs.Internal, "assignment %s/%s: address %q", as.Tenant, as.Name, a)
+			}
+			if a != "" {
+				f.Addrs = append(f.Addrs, p)
+			}
+		}
+		out = append(out, f)
+	}
+	if len(out) == 0 {
+		return nil, errs.New(errs.Unavailable, "its place on its networks is not decided yet")
+	}
+	return out, nil
 }
 
 // progressEvery bounds how often readers are woken by a pull.

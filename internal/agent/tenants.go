@@ -276,6 +276,9 @@ func (a *Agent) conditions(now time.Time) []api.Condition {
 	if a.Lease != nil {
 		out = append(out, api.Condition{Type: api.ConditionFences, Status: a.Guard != nil, Reason: "Watchdog", Since: now})
 	}
+	if a.Fabric != nil {
+		out = append(out, api.Condition{Type: "TenantNetworks", Status: a.noFabric == "", Reason: "Driver", Message: a.noFabric, Since: now})
+	}
 	a.groupMu.Lock()
 	defer a.groupMu.Unlock()
 	msg := ""

@@ -26,6 +26,7 @@ func fixedAddress(s *api.InstanceSpec) string {
 // they are, as addresses mean something on their host only; who is placed anew gets another.
 type addresses struct {
 	prefix netip.Prefix
+	ways   netip.Prefix
 	next   netip.Addr
 	byAddr map[netip.Addr]string   // -> instance UID
 	also   map[netip.Addr][]string // -> UIDs of further ones that have it
@@ -39,7 +40,7 @@ func newAddresses(subnet string) (*addresses, error) {
 	}
 	p = p.Masked()
 	first := p.Addr().Next().Next() // .0 is the network, .1 the gateway
-	return &addresses{prefix: p, next: first, byAddr: map[netip.Addr]string{}, also: map[netip.Addr][]string{}, byUID: map[string]netip.Addr{}}, nil
+	return &addresses{prefix: p, ways: api.NetworkWays(p), next: first, byAddr: map[netip.Addr]string{}, also: map[netip.Addr][]string{}, byUID: map[string]netip.Addr{}}, nil
 }
 
 func (a *addresses) take(addr, uid string) {
@@ -114,9 +115,9 @@ func (a *addresses) give(uid, fixed string) (string, error) {
 	return "", errors.New("no free address in " + a.prefix.String())
 }
 
-// usable excludes the network, the gateway, and the broadcast address.
+// usable excludes the network, the gateway, the broadcast address, and where networks of tenants have their ways out.
 func (a *addresses) usable(ip netip.Addr) bool {
-	if !a.prefix.Contains(ip) || ip == a.prefix.Addr() || ip == a.prefix.Addr().Next() {
+	if !a.prefix.Contains(ip) || ip == a.prefix.Addr() || ip == a.prefix.Addr().Next() || a.ways.IsValid() && a.ways.Contains(ip) {
 		return false
 	}
 	return a.prefix.Contains(ip.Next()) && !strings.HasSuffix(ip.String(), ".255")

@@ -91,6 +91,9 @@ type NetworkSpec struct {
 	Interfaces []Interface
 }
 
+// ModeOverlay is the NetworkSpec.Mode of instances on networks of their tenant.
+const ModeOverlay = "overlay"
+
 // Interface is a connection to a network of the tenant, which the host's Fabric knows already.
 type Interface struct {
 	Name  string // inside

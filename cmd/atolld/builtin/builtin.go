@@ -3,8 +3,10 @@
 package builtin
 
 import (
+	"atoll/api"
 	"atoll/internal/driver"
 	"atoll/internal/driver/network/bridge"
+	"atoll/internal/driver/network/overlay"
 	"atoll/internal/driver/runtime/container"
 	"atoll/internal/driver/storage/dir"
 	"atoll/internal/policy"
@@ -25,6 +27,7 @@ func Drivers() *driver.Registry {
 	r := driver.NewRegistry()
 	driver.AddRuntime(r, "container", container.New)
 	driver.AddNetwork(r, "bridge", bridge.New)
+	driver.AddNetwork(r, api.DriverOverlay, overlay.New)
 	driver.AddStorage(r, "dir", dir.New)
 	return r
 }

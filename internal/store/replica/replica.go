@@ -95,6 +95,9 @@ func Parts(node string) []api.Selector {
 		{Kind: api.KindMember},
 		{Kind: api.KindTenant},
 		{Kind: api.KindImage},
+		{Kind: api.KindNetwork},
+		{Kind: api.KindSecurityGroup},
+		{Kind: api.KindEndpoint},
 		{Kind: api.KindAssignment, Fields: map[string]string{"spec.node": node}},
 		{Kind: api.KindInstance, Fields: map[string]string{"status.node": node}},
 	}

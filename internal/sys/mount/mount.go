@@ -190,3 +190,26 @@ func ReadOnlyFile(path, at string) error {
 	}
 	return Attach(f, at)
 }
+
+// BPF mounts a file system for pinned eBPF objects at a directory, if it is none yet.
+func BPF(at string) error {
+	if ok, err := IsBPF(at); err != nil || ok {
+		return err
+	}
+	if err := unix.Mount("bpf", at, "bpf", unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "mode=700"); err != nil {
+		return fmt.Errorf("mount a BPF file system at %s: %w", at, err)
+	}
+	return nil
+}
+
+// IsBPF reports whether a path is in such a file system. False when there is no such path.
+func IsBPF(path string) (bool, error) {
+	var st unix.Statfs_t
+	switch err := unix.Statfs(path, &st); {
+	case errors.Is(err, unix.ENOENT):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("look at %s: %w", path, err)
+	}
+	return st.Type == unix.BPF_FS_MAGIC, nil
+}

@@ -16,7 +16,7 @@ import (
 
 // A network of a tenant is a namespace with a switch (a bridge), a tunnel (a VXLAN device) and
 // wires (veth pairs) into instances. Where what is, is written into the tables: the
-// switch learns and floods nothing, and answers for everybody who is asked after by ARP or ND.
+// switch learns and floods nothing.
 
 // Switch is a network's bridge.
 type Switch struct {
@@ -132,7 +132,7 @@ func (h *Handle) EnsureTunnel(ns *Namespace, bridge int, t Tunnel) (int, error) 
 	if err := in.portUp(l.Index, bridge, t.MTU, t.id()); err != nil {
 		return 0, err
 	}
-	return l.Index, in.quiet(l.Index, true)
+	return l.Index, in.quiet(l.Index, 0)
 }
 
 func (h *Handle) createTunnel(ns *Namespace, t Tunnel) error {
@@ -180,23 +180,18 @@ func (h *Handle) portUp(index, bridge, mtu int, id string) error {
 	return nil
 }
 
-// quiet makes a port of the switch one that learns and floods nothing. Who asks at a wire who
-// has an IPv4 address is answered by the switch; so is who asks for an IPv6 address that is
-// behind the tunnel. For one on another wire, the kernel has no such answer: such questions go to all wires.
-func (h *Handle) quiet(index int, tunnel bool) error {
+// quiet makes a port of the switch one that learns and floods nothing: who asks who has an
+// address is answered by the wall, at the port where it is asked. guard: what is behind it takes no part in spanning tree.
+func (h *Handle) quiet(index int, guard byte) error {
 	req := h.request(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
 	msg.Index = int32(index) //nolint:gosec // an index
 	req.AddData(msg)
 	prot := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
-	flag := map[bool][]byte{false: {0}, true: {1}}
-	for _, f := range []int{nl.IFLA_BRPORT_LEARNING, nl.IFLA_BRPORT_UNICAST_FLOOD, nl.IFLA_BRPORT_BCAST_FLOOD} {
-		prot.AddRtAttr(f, flag[false])
+	for _, f := range []int{nl.IFLA_BRPORT_LEARNING, nl.IFLA_BRPORT_UNICAST_FLOOD, nl.IFLA_BRPORT_MCAST_FLOOD, nl.IFLA_BRPORT_BCAST_FLOOD} {
+		prot.AddRtAttr(f, []byte{0})
 	}
-	prot.AddRtAttr(nl.IFLA_BRPORT_MCAST_FLOOD, flag[!tunnel])
-	prot.AddRtAttr(nl.IFLA_BRPORT_NEIGH_SUPPRESS, flag[tunnel])
-	prot.AddRtAttr(nl.IFLA_BRPORT_PROXYARP, flag[!tunnel])
-	prot.AddRtAttr(nl.IFLA_BRPORT_GUARD, flag[!tunnel]) // an instance takes no part in spanning tree
+	prot.AddRtAttr(nl.IFLA_BRPORT_GUARD, []byte{guard})
 	req.AddData(prot)
 	if err := do(req); err != nil {
 		return kernelError(fmt.Sprintf("set the flags of port %d", index), err)
@@ -236,7 +231,7 @@ func (h *Handle) EnsureWire(ns *Namespace, w Wire, before func() error) error {
 	if err := h.portUp(w.Index, w.Bridge, w.MTU, w.ID); err != nil {
 		return err
 	}
-	if err := h.quiet(w.Index, false); err != nil {
+	if err := h.quiet(w.Index, 1); err != nil {
 		return err
 	}
 	if err := h.fdb(w.Index, w.MAC, netip.Addr{}); err != nil {

@@ -1,0 +1,9 @@
+package bpf
+
+import "testing"
+
+func TestProbe(t *testing.T) {
+	if err := Probe(); err != nil {
+		t.Fatalf("%+v", err)
+	}
+}
