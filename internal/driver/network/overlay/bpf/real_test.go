@@ -44,7 +44,7 @@ func newNetwork(t *testing.T, w *world) *network {
 	t.Helper()
 	n := &network{world: w, port: [2]int{1001, 1002}, bridge: 1000}
 	var err error
-	n.own, err = netlink.OpenNamespace("/proc/self/ns/net")
+	n.own, err = netlink.OpenNamespace("/proc/thread-self/ns/net")
 	w.must(err)
 	t.Cleanup(func() { n.own.Close() })
 	n.ip("link set lo up")
@@ -353,7 +353,7 @@ func TestAttachAndWait(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := netlink.OpenNamespace("/proc/self/ns/net")
+	own, err := netlink.OpenNamespace("/proc/thread-self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,20 +30,20 @@ func full(m *ebpf.Map, what string, err error) error {
 
 // put writes many entries in as few calls as the kernel allows. Killed in the middle, some are written.
 func put[K comparable, V any](m *ebpf.Map, what string, ks []K, vs []V) error {
-	for len(ks) > 0 {
-		n, err := m.BatchUpdate(ks, vs, nil)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, ebpf.ErrNotSupported) {
+	if len(ks) == 0 {
+		return nil
+	}
+	n, err := m.BatchUpdate(ks, vs, nil)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, ebpf.ErrNotSupported) {
+		return full(m, what, err)
+	}
+	for i := n; i < len(ks); i++ {
+		if err := m.Put(ks[i], vs[i]); err != nil {
 			return full(m, what, err)
 		}
-		for i := n; i < len(ks); i++ {
-			if err := m.Put(ks[i], vs[i]); err != nil {
-				return full(m, what, err)
-			}
-		}
-		return nil
 	}
 	return nil
 }
@@ -82,13 +82,13 @@ func each[K comparable, V any](m *ebpf.Map, what string, fn func(K, V) bool) err
 			return nil
 		}
 	}
-	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+	switch err := it.Err(); {
+	case errors.Is(err, ebpf.ErrIterationAborted): // entries went away below the walk so often that it gave up
+		return errs.New(errs.Unavailable, "the wall's table of %s changes too fast to be read", what).WithHint("ask again")
+	case err != nil:
 		return fmt.Errorf("table of %s: %w", what, err)
-	} else if err == nil {
-		return nil
 	}
-	// Entries went away below the walk so often that it gave up: their keys first, then what is left of them.
-	return errs.New(errs.Unavailable, "the wall's table of %s changes too fast to be read", what).WithHint("ask again")
+	return nil
 }
 
 // SetPort makes an interface a port, or changes it. A port of the same network, MAC and addresses keeps its

@@ -1,13 +1,12 @@
 package bpf
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
 
 	"atoll/internal/errs"
 )
@@ -77,16 +76,16 @@ func outcome(ret uint32, out skbuff) (Outcome, error) {
 	return Outcome{}, errs.New(errs.Internal, "a program of the wall returned %d", int32(ret))
 }
 
-// Bare is a program that does nothing but one lookup in a hash table, which it hits: what a bench
-// compares the wall with.
+// Bare is a program that does nothing but one thing with one table: what a bench compares the
+// wall with.
 type Bare struct {
-	table *ebpf.Map
-	prog  *ebpf.Program
+	table, count *ebpf.Map
+	prog         *ebpf.Program
 }
 
-// NewBare makes one, with a table of so many entries of 8 bytes each way.
-func NewBare(entries int) (*Bare, error) {
-	if err := features.HaveProgramType(ebpf.SchedCLS); err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+// NewBareLookup makes one that looks up, and hits, in a hash table of so many entries of 8 bytes each way.
+func NewBareLookup(entries int) (*Bare, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, unsupported(err)
 	}
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "bare", Type: ebpf.Hash, KeySize: 8, ValueSize: 8, MaxEntries: uint32(entries)})
@@ -102,7 +101,7 @@ func NewBare(entries int) (*Bare, error) {
 		b.Close()
 		return nil, err
 	}
-	b.prog, err = ebpf.NewProgram(&ebpf.ProgramSpec{Name: "bare", Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{
+	return b, b.load(asm.Instructions{
 		asm.Mov.Imm(asm.R1, int32(entries/2)),
 		asm.StoreMem(asm.RFP, -8, asm.R1, asm.DWord),
 		asm.Mov.Reg(asm.R2, asm.RFP),
@@ -114,21 +113,77 @@ func NewBare(entries int) (*Bare, error) {
 		asm.Return(),
 		asm.Mov.Imm(asm.R0, 2).WithSymbol("missed"),
 		asm.Return(),
-	}})
-	if err != nil {
+	})
+}
+
+// NewBareInsert makes one that inserts a new entry each time, of the shape of IPv4's flows,
+// into a table of so many: what remembering a flow costs whoever does it.
+func NewBareInsert(entries int) (*Bare, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, unsupported(err)
+	}
+	b := &Bare{}
+	var err error
+	if b.count, err = ebpf.NewMap(&ebpf.MapSpec{Name: "bare", Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: 1}); err != nil {
+		return nil, unsupported(err)
+	}
+	if b.table, err = ebpf.NewMap(&ebpf.MapSpec{Name: "bare", Type: ebpf.LRUHash, KeySize: 24, ValueSize: 72, MaxEntries: uint32(entries)}); err != nil {
 		b.Close()
 		return nil, unsupported(err)
 	}
-	return b, nil
+	ins := asm.Instructions{
+		asm.Mov.Imm(asm.R1, 0),
+		asm.StoreMem(asm.RFP, -4, asm.R1, asm.Word),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, -4),
+		asm.LoadMapPtr(asm.R1, b.count.FD()),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "out"),
+		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord),
+		asm.Add.Imm(asm.R1, 1),
+		asm.StoreMem(asm.R0, 0, asm.R1, asm.DWord),
+		asm.StoreMem(asm.RFP, -32, asm.R1, asm.DWord), // the key: a count, then zeroes
+		asm.Mov.Imm(asm.R1, 0),
+		asm.StoreMem(asm.RFP, -24, asm.R1, asm.DWord),
+		asm.StoreMem(asm.RFP, -16, asm.R1, asm.DWord),
+	}
+	for at := -104; at < -32; at += 8 {
+		ins = append(ins, asm.StoreMem(asm.RFP, int16(at), asm.R1, asm.DWord))
+	}
+	return b, b.load(append(ins,
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, -32),
+		asm.Mov.Reg(asm.R3, asm.RFP),
+		asm.Add.Imm(asm.R3, -104),
+		asm.Mov.Imm(asm.R4, 0),
+		asm.LoadMapPtr(asm.R1, b.table.FD()),
+		asm.FnMapUpdateElem.Call(),
+		asm.Mov.Imm(asm.R0, -1).WithSymbol("out"),
+		asm.Return(),
+	))
+}
+
+func (b *Bare) load(ins asm.Instructions) error {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "bare", Type: ebpf.SchedCLS, License: "GPL", Instructions: ins})
+	if err != nil {
+		b.Close()
+		return unsupported(err)
+	}
+	b.prog = p
+	return nil
 }
 
 // Try runs it.
 func (b *Bare) Try(t Trial) (Outcome, error) { return try(b.prog, t) }
 
+// Forget empties the table of a NewBareInsert.
+func (b *Bare) Forget() error { return forget[[24]byte](b.table) }
+
 // Close takes it away.
 func (b *Bare) Close() {
 	b.prog.Close()
 	b.table.Close()
+	b.count.Close()
 }
 
 // ForgetFlows empties the tables of flows: every packet that is under way is judged as a new one. For benches.
@@ -141,7 +196,7 @@ func (w *Wall) ForgetFlows() error {
 
 func forget[K comparable](m *ebpf.Map) error {
 	var ks []K
-	if err := each(m, "flows", func(k K, _ flowValue) bool { ks = append(ks, k); return true }); err != nil {
+	if err := each(m, "flows", func(k K, _ [72]byte) bool { ks = append(ks, k); return true }); err != nil {
 		return err
 	}
 	return drop(m, "flows", ks)

@@ -190,9 +190,8 @@ static __noinline int inner6(struct __sk_buff *skb, struct port *pt, const struc
 	bpf_map_update_elem(&FLOWS, k, &n, BPF_ANY);                           \
 	return ALLOWED
 
-static __noinline int slow4(struct __sk_buff *skb, struct port *pt, const struct pkt *p, const struct key4 *k)
+static __noinline int slow4(struct __sk_buff *skb, struct port *pt, const struct pkt *p, const struct key4 *k, struct flow *f)
 {
-	struct flow *f = bpf_map_lookup_elem(&flows4, k);
 	int state = f ? known(pt, f, p) : ABSENT;
 	struct ip at, *remote = &at;
 
@@ -200,9 +199,8 @@ static __noinline int slow4(struct __sk_buff *skb, struct port *pt, const struct
 	SLOW(flows4);
 }
 
-static __noinline int slow6(struct __sk_buff *skb, struct port *pt, const struct pkt *p, const struct key6 *k)
+static __noinline int slow6(struct __sk_buff *skb, struct port *pt, const struct pkt *p, const struct key6 *k, struct flow *f)
 {
-	struct flow *f = bpf_map_lookup_elem(&flows6, k);
 	int state = f ? known(pt, f, p) : ABSENT;
 	const struct ip *remote = &k->remote;
 
@@ -305,7 +303,7 @@ static __always_inline int wall4(struct __sk_buff *skb, struct port *pt, struct 
 		f = bpf_map_lookup_elem(&flows4, &k);
 		if (f && known(pt, f, p) == KNOWN)
 			seen(f, p, skb->len);
-		else if ((r = slow4(skb, pt, p, &k)))
+		else if ((r = slow4(skb, pt, p, &k, f)))
 			return r;
 	}
 	if (p->fragmented) {
@@ -393,7 +391,7 @@ static __always_inline int wall6(struct __sk_buff *skb, struct port *pt, struct 
 		f = bpf_map_lookup_elem(&flows6, &k);
 		if (f && known(pt, f, p) == KNOWN)
 			seen(f, p, skb->len);
-		else if ((r = slow6(skb, pt, p, &k)))
+		else if ((r = slow6(skb, pt, p, &k, f)))
 			return r;
 	}
 	if (p->fragmented) {
