@@ -141,9 +141,7 @@ func (n *node) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return n.rec.Run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
-	if n.agent.Spans() {
-		g.Go(func() error { return n.fabric.Run(ctx) })
-	}
+	g.Go(func() error { return n.fabric.Run(ctx) })
 	return g.Wait()
 }
 

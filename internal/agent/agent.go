@@ -127,7 +127,8 @@ type Agent struct {
 	caps       []api.Capability
 	cells      []api.Cell
 	warnings   map[string]bool
-	noFabric   string // why the host takes no part in networks of tenants
+	fabric     *api.Capability // nil: the host takes no part in networks of tenants
+	noFabric   string          // why
 	samples    map[string]sample
 }
 
@@ -167,9 +168,6 @@ func New(d Deps) *Agent {
 	a.engine.Add(&upkeep{Agent: a}, 1)
 	return a
 }
-
-// Spans reports whether the host takes part in networks of tenants; Start has found out.
-func (a *Agent) Spans() bool { return a.Fabric != nil && a.Network != nil && a.noFabric == "" }
 
 // Engine gives the simulator a hand on the agent's work.
 func (a *Agent) Engine() *reconcile.Engine { return a.engine }
@@ -223,11 +221,34 @@ func (a *Agent) Run(ctx context.Context) error {
 		})
 	}
 	wg.Go(func() { _ = a.engine.Run(ctx) }) // always ctx's error
+	wg.Go(func() { a.probeFabric(ctx) })
 	a.enqueueKnown()
 	<-ctx.Done()
 	a.checks.stop()
 	wg.Wait()
 	return ctx.Err()
+}
+
+// probeFabric finds out what nobody waited for, and has it published.
+func (a *Agent) probeFabric(ctx context.Context) {
+	if a.Network == nil || a.Fabric == nil {
+		return
+	}
+	if _, ok := a.Fabric.Known(ctx); ok {
+		return
+	}
+	c, err := a.Fabric.Probe(ctx)
+	a.groupMu.Lock()
+	if err != nil {
+		a.noFabric = err.Error()
+	} else {
+		a.fabric, a.noFabric = &c, ""
+	}
+	a.groupMu.Unlock()
+	if err != nil {
+		a.Log.Warn("no networks of tenants here", "error", err)
+	}
+	a.engine.Enqueue("upkeep", api.Ref{Kind: api.KindNode, Name: a.Node})
 }
 
 // enqueueKnown looks at everything found on the node: what the store does not want here must go.
@@ -311,13 +332,10 @@ func (a *Agent) probe(ctx context.Context) error {
 		}
 	}
 	if a.Network != nil && a.Fabric != nil {
-		c, err := a.Fabric.Probe(ctx)
-		if err != nil {
-			a.Log.Warn("no networks of tenants here", "error", err)
-			a.noFabric = err.Error()
+		if c, ok := a.Fabric.Known(ctx); ok {
+			a.fabric = &c
 		} else {
-			c.Type = "network"
-			a.caps = append(a.caps, c)
+			a.noFabric = "it is being found out what this host can do"
 		}
 	}
 	if a.Storage != nil {

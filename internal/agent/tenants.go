@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"sort"
 	"time"
 
@@ -198,7 +199,12 @@ func (a *Agent) publish(ctx context.Context) error {
 	if old != nil {
 		n = api.Clone(old)
 	}
-	st.Drivers = a.caps
+	st.Drivers = slices.Clone(a.caps)
+	a.groupMu.Lock()
+	if a.fabric != nil {
+		st.Drivers = append(st.Drivers, *a.fabric)
+	}
+	a.groupMu.Unlock()
 	if a.Images != nil {
 		st.Images = a.Images.Here()
 	}
@@ -276,11 +282,11 @@ func (a *Agent) conditions(now time.Time) []api.Condition {
 	if a.Lease != nil {
 		out = append(out, api.Condition{Type: api.ConditionFences, Status: a.Guard != nil, Reason: "Watchdog", Since: now})
 	}
+	a.groupMu.Lock()
+	defer a.groupMu.Unlock()
 	if a.Fabric != nil {
 		out = append(out, api.Condition{Type: "TenantNetworks", Status: a.noFabric == "", Reason: "Driver", Message: a.noFabric, Since: now})
 	}
-	a.groupMu.Lock()
-	defer a.groupMu.Unlock()
 	msg := ""
 	for _, w := range sortedNames(a.warnings) {
 		if msg != "" {

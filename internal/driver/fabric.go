@@ -15,6 +15,9 @@ import (
 // up in the kernel as they are (docs/adr/0016-tenant-networks.md).
 type Fabric interface {
 	Network
+	// Known is what Probe found since the host was started, if it did: Probe may take a second,
+	// for which a daemon that starts anew need not wait.
+	Known(ctx context.Context) (api.Capability, bool)
 	// Replace makes the network exist as it is said here, and forgets everything else
 	// about it. Flows that are still allowed go on.
 	Replace(ctx context.Context, n Net, members []Member, t Table) error

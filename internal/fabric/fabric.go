@@ -40,13 +40,14 @@ type Fabric struct {
 	Deps
 	engine *reconcile.Engine
 
-	mu    sync.Mutex // guards all below
-	ids   *segment.IDs
-	nets  map[api.Ref]*network
-	here  map[api.Ref][]api.Ref // endpoints of instances that are here -> their networks
-	told  map[place]bool        // addresses of instances here that the driver knows all about
-	moved chan struct{}         // closed and replaced when told grows
-	gone  map[uint32]bool       // networks that the driver is to forget
+	mu      sync.Mutex   // guards all below
+	ids     *segment.IDs // nil until there is a network
+	started bool
+	nets    map[api.Ref]*network
+	here    map[api.Ref][]api.Ref // endpoints of instances that are here -> their networks
+	told    map[place]bool        // addresses of instances here that the driver knows all about
+	moved   chan struct{}         // closed and replaced when told grows
+	gone    map[uint32]bool       // networks that the driver is to forget
 }
 
 // place is an address of a network.
@@ -156,21 +157,17 @@ func (c controller) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 // start brings, once, all networks up that have instances here, and then has everything forgotten that an
 // earlier life left.
 func (f *Fabric) start(ctx context.Context, s store.Store) error {
-	if f.ids != nil {
+	if f.started {
 		return nil
-	}
-	next, err := f.Driver.NextID(ctx)
-	if err != nil {
-		return fmt.Errorf("look at the host's networks: %w", err)
 	}
 	old, err := f.Driver.Nets(ctx)
 	if err != nil {
 		return fmt.Errorf("look at the host's networks: %w", err)
 	}
-	f.ids = segment.NewIDs(next)
+	f.started = true
 	defer func() {
 		if err != nil { // all of it again
-			f.ids, f.nets, f.here = nil, map[api.Ref]*network{}, map[api.Ref][]api.Ref{}
+			f.started, f.nets, f.here = false, map[api.Ref]*network{}, map[api.Ref][]api.Ref{}
 		}
 	}()
 	mine, _, err := store.List[*api.Endpoint](ctx, s, api.Selector{Kind: api.KindEndpoint, Fields: map[string]string{"spec.node": f.Node}})
@@ -403,6 +400,13 @@ func (f *Fabric) open(ctx context.Context, s store.Store, ref api.Ref) error {
 	ends, _, err := store.List[*api.Endpoint](ctx, s, api.Selector{Kind: api.KindEndpoint, Tenant: ref.Tenant, Labels: []api.LabelTerm{{Key: api.NetworkLabel(ref.Name)}}})
 	if err != nil {
 		return fmt.Errorf("list endpoints on %s: %w", ref, err)
+	}
+	if f.ids == nil {
+		next, err := f.Driver.NextID(ctx)
+		if err != nil {
+			return fmt.Errorf("look at the host's networks: %w", err)
+		}
+		f.ids = segment.NewIDs(next)
 	}
 	n := &network{object: o, compiler: segment.New(f.ids, segmentNetwork(o)), net: netOf(o), members: map[api.Ref][]driver.Member{}, users: map[uint16]map[api.Ref]bool{}}
 	for _, g := range groups {

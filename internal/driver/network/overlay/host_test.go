@@ -105,7 +105,7 @@ func hosts(t *testing.T, n int) []*host {
 			must(t, x.ns.Do(func() error {
 				return errors.Join(x.d.Teardown(context.Background()), x.out.Teardown(context.Background()))
 			}))
-			if es, err := os.ReadDir(x.deps.Run); err != nil || len(es) > 1 {
+			if es, err := os.ReadDir(x.deps.Run); err != nil || len(es) > 1 { // the bridge's directory
 				t.Errorf("left in the run directory: %v %v", es, err)
 			}
 		})

@@ -77,7 +77,25 @@ func (d *Driver) Through(out driver.Network) {
 	d.out = out
 }
 
-// Probe tries everything out in namespaces that are thrown away.
+// capability is what a host offers where everything works.
+func (d *Driver) capability() api.Capability {
+	return api.Capability{Type: "network", Name: api.DriverOverlay, Version: "vxlan, ebpf",
+		Features: map[string]string{"tunnel": d.plan.tunnel.String(), "tunnelPort": fmt.Sprint(d.plan.port), "isolation": "tenant"}}
+}
+
+// probed is the file, gone at boot, that says by which programs everything worked.
+func (d *Driver) probed() string { return filepath.Join(d.run, "probed") }
+
+// Known is what Probe found with the programs of this build since the host was started.
+func (d *Driver) Known(context.Context) (api.Capability, bool) {
+	b, err := os.ReadFile(d.probed())
+	if err != nil || string(b) != bpf.Version() || !d.plan.tunnel.IsValid() {
+		return api.Capability{}, false
+	}
+	return d.capability(), true
+}
+
+// Probe tries everything out in namespaces that are thrown away. Loading the programs takes most of a second.
 func (d *Driver) Probe(context.Context) (api.Capability, error) {
 	if !d.plan.tunnel.IsValid() {
 		return api.Capability{}, errs.New(errs.Unsupported, "network driver overlay: this host has no address for tunnels to the others").
@@ -90,8 +108,10 @@ func (d *Driver) Probe(context.Context) (api.Capability, error) {
 		return api.Capability{}, errs.New(errs.Unsupported, "network driver overlay: %w", err).
 			WithHint("it needs root and a kernel with bridge, veth, vxlan, nftables and eBPF; 'atoll doctor' says what is missing")
 	}
-	return api.Capability{Type: "network", Name: api.DriverOverlay, Version: "vxlan, ebpf",
-		Features: map[string]string{"tunnel": d.plan.tunnel.String(), "tunnelPort": fmt.Sprint(d.plan.port), "isolation": "tenant"}}, nil
+	if err := os.WriteFile(d.probed(), []byte(bpf.Version()), 0o600); err != nil {
+		return api.Capability{}, errs.New(errs.Unavailable, "network driver overlay: %w", err)
+	}
+	return d.capability(), nil
 }
 
 func (d *Driver) tryOut() error {
@@ -140,7 +160,7 @@ func (d *Driver) open() error {
 	if err != nil {
 		return err
 	}
-	wall, err := bpf.Open(bpf.Config{Dir: filepath.Join(d.run, "bpf")})
+	wall, err := bpf.Open(bpf.Config{Dir: d.pins()})
 	if err != nil {
 		host.Close()
 		return err
@@ -187,8 +207,10 @@ func (d *Driver) index() int {
 func (d *Driver) network(vni uint32) (*network, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.open(); err != nil {
-		return nil, err
+	if !d.idle() {
+		if err := d.open(); err != nil {
+			return nil, err
+		}
 	}
 	n := d.nets[vni]
 	if n == nil {
@@ -197,10 +219,23 @@ func (d *Driver) network(vni uint32) (*network, error) {
 	return n, nil
 }
 
+// idle reports whether there is no network, and none was left: then nothing is opened, as most of
+// the memory this driver takes is that of its tables.
+func (d *Driver) idle() bool {
+	if d.wall != nil {
+		return false
+	}
+	files, err := filepath.Glob(filepath.Join(d.dir(), "*.json"))
+	return err == nil && len(files) == 0
+}
+
 // all lists the networks there are.
 func (d *Driver) all() ([]*network, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.idle() {
+		return nil, nil
+	}
 	if err := d.open(); err != nil {
 		return nil, err
 	}
@@ -402,10 +437,18 @@ func (d *Driver) NextID(context.Context) (uint32, error) {
 	return next, nil
 }
 
+func (d *Driver) pins() string { return filepath.Join(d.run, "bpf") }
+
+func (d *Driver) closed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.wall == nil
+}
+
 // Settle removes what no network's table has.
 func (d *Driver) Settle(context.Context) error {
 	all, err := d.all()
-	if err != nil {
+	if err != nil || len(all) == 0 && d.closed() {
 		return err
 	}
 	sets, lists := map[uint32]bool{}, map[uint32]bool{}
@@ -454,9 +497,6 @@ func (d *Driver) Reconcile(ctx context.Context) error {
 
 // Teardown removes every trace of the driver from the host.
 func (d *Driver) Teardown(ctx context.Context) error {
-	if _, err := os.Stat(d.dir()); errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
 	all, err := d.all()
 	if err != nil {
 		return err
@@ -473,8 +513,10 @@ func (d *Driver) Teardown(ctx context.Context) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.host.Close()
-	err = d.wall.Remove()
-	d.wall, d.host = nil, nil
-	return errors.Join(err, os.RemoveAll(d.dir()))
+	if d.wall != nil {
+		d.host.Close()
+		d.wall.Close()
+		d.wall, d.host = nil, nil
+	}
+	return errors.Join(bpf.Remove(d.pins()), os.RemoveAll(d.dir()), removeFile(d.probed()))
 }
