@@ -112,7 +112,8 @@ type ListKey struct {
 }
 
 // Change is what is new in a network. What is put is there before a Policy that needs it
-// is in force, and what is dropped goes after.
+// is in force, and what is dropped goes after: lists, pairs, then prefixes and members, then
+// ports are put, and then dropped in the opposite order.
 type Change struct {
 	Net          *Net // nil: as it was
 	Put          []Member

@@ -167,6 +167,9 @@ func (f *Fabric) start(ctx context.Context, s store.Store) error {
 	f.started = true
 	defer func() {
 		if err != nil { // all of it again
+			for _, n := range f.nets {
+				n.compiler.Close()
+			}
 			f.started, f.nets, f.here = false, map[api.Ref]*network{}, map[api.Ref][]api.Ref{}
 		}
 	}()
@@ -373,6 +376,7 @@ func (f *Fabric) shut() error {
 	for ref, n := range f.nets {
 		if !used[ref] {
 			f.gone[n.net.VNI] = true
+			n.compiler.Close()
 			delete(f.nets, ref)
 			for p := range f.told {
 				if p.vni == n.net.VNI {
@@ -421,6 +425,7 @@ func (f *Fabric) open(ctx context.Context, s store.Store, ref api.Ref) error {
 		}
 	}
 	if err := f.Driver.Replace(ctx, n.net, members, n.compiler.Table()); err != nil {
+		n.compiler.Close()
 		return fmt.Errorf("make %s: %w", ref, err)
 	}
 	delete(f.gone, n.net.VNI)

@@ -35,7 +35,7 @@ type Compiler struct {
 	prefixes prefixes
 	sets     map[string]*set
 	lists    lists
-	rules    map[uint32]Rule
+	rules    map[uint32]*Rule
 	ports    map[netip.Addr]driver.Policy
 
 	todo // what was said since the last change
@@ -79,7 +79,7 @@ func New(ids *IDs, n Network) *Compiler {
 		selectors: map[string]*selector{}, byLabel: map[string]map[*selector]struct{}{}, byPrefix: map[netip.Prefix]map[*selector]struct{}{},
 		outside: map[*selector]struct{}{}, labelled: map[string]map[uint16]struct{}{}, choosing: map[string]map[*group]struct{}{},
 		prefixes: prefixes{uses: map[netip.Prefix]int{}, touched: map[netip.Prefix]struct{}{}, number: map[netip.Prefix]uint32{}},
-		sets:     map[string]*set{}, lists: lists{map[string]*list{}, map[uint32]*list{}, map[*list]struct{}{}}, rules: map[uint32]Rule{}, ports: map[netip.Addr]driver.Policy{},
+		sets:     map[string]*set{}, lists: lists{map[string]*list{}, map[uint32]*list{}, map[*list]struct{}{}}, rules: map[uint32]*Rule{}, ports: map[netip.Addr]driver.Policy{},
 		step: step{dirty: map[*set]struct{}{}, unused: map[*selector]struct{}{}, again: map[uint16]struct{}{}, stale: map[*group]struct{}{},
 			cameID: map[uint16]struct{}{}, came: map[uint32]struct{}{}, went: map[uint32]struct{}{}},
 	}
@@ -127,7 +127,14 @@ func (c *Compiler) Groups() []GroupRef {
 // Table is everything, with what was said until now. Changes continue from it.
 func (c *Compiler) Table() driver.Table {
 	c.Change()
-	t := driver.Table{Ports: maps.Clone(c.ports), Pairs: map[driver.PairKey]driver.Pair{}, Lists: map[driver.ListKey]uint32{}, Prefixes: maps.Clone(c.prefixes.number)}
+	pairs, entries := 0, 0
+	for _, st := range c.sets {
+		pairs += len(st.pairs)
+	}
+	for _, l := range c.lists.byID {
+		entries += len(l.entries)
+	}
+	t := driver.Table{Ports: maps.Clone(c.ports), Pairs: make(map[driver.PairKey]driver.Pair, pairs), Lists: make(map[driver.ListKey]uint32, entries), Prefixes: maps.Clone(c.prefixes.number)}
 	for _, st := range c.sets {
 		for n, p := range st.pairs {
 			t.Pairs[driver.PairKey{Set: st.id, Peer: n}] = p
@@ -179,6 +186,23 @@ func (c *Compiler) Change() driver.Change {
 	clear(c.went)
 	c.fresh, c.moves, c.gone = nil, nil, nil
 	return out
+}
+
+// Close gives back all numbers when the network is gone from the host. The compiler is
+// not to be used again.
+func (c *Compiler) Close() {
+	for _, st := range c.sets {
+		c.ids.free(st.id)
+	}
+	for id := range c.lists.byID {
+		c.ids.free(id)
+	}
+	for id := range c.rules {
+		c.ids.free(id)
+	}
+	for _, n := range c.prefixes.number {
+		c.ids.free(n - driver.FirstPrefix)
+	}
 }
 
 // Empty reports whether a change changes nothing.

@@ -117,7 +117,7 @@ func TestARuleKnowsWhetherItsGroupLogs(t *testing.T) {
 	table := c.Table()
 	n := 0
 	for _, p := range table.Pairs {
-		if r, _ := c.Rule(p.All); r.Log() && r.DryRun() && r.Group.Name == "db" && r.Number == 1 && r.Ingress {
+		if r, _ := c.Rule(p.All); r.Log && r.DryRun && r.Group.Name == "db" && r.Number == 1 && r.Ingress {
 			n++
 		}
 	}
@@ -239,5 +239,87 @@ func TestManyAreNamedByTheFirstFew(t *testing.T) {
 	}
 	if s := peersText(&r, true); !strings.HasSuffix(s, "group g3 or 5 more") {
 		t.Fatal(s)
+	}
+}
+
+// Numbers of a network that is gone from the host may be given out again.
+func TestAForgottenNetworkKeepsNoNumbers(t *testing.T) {
+	ids := NewIDs(1)
+	c, other := New(ids, Network{Net: mainNet}), New(ids, Network{Net: backNet})
+	own := len(ids.live)
+	c.SetIdentity(256, &Identity{"acme", mainNet, map[string]string{"app": "db"}})
+	c.SetInstance(netip.MustParseAddr("10.7.0.3"), 256)
+	spec := fromWeb("tcp/5432", "udp/1-99")
+	spec.Ingress[0].From = append(spec.Ingress[0].From, api.SecurityPeer{CIDR: "10.0.0.0/8"}, api.SecurityPeer{Where: "outside"})
+	c.SetGroup(GroupRef{"acme", "db"}, spec)
+	c.Table()
+	c.SetGroup(GroupRef{"acme", "db"}, nil)
+	c.Change() // what it dropped is still known for one more change
+	other.Table()
+	if len(ids.live) <= own {
+		t.Fatal("nothing was numbered")
+	}
+	c.Close()
+	if len(ids.live) != own/2 {
+		t.Fatalf("%d numbers in use, %d are the other network's", len(ids.live), own/2)
+	}
+}
+
+// Any group that may be stored is compiled to what it says.
+func FuzzGroup(f *testing.F) {
+	for _, s := range []string{`{"ingress":[]}`, `{"select":{"app":"db"},"ingress":[{"from":[{"labels":{"app":"web"}}],"ports":["tcp/5432"]}]}`,
+		`{"egress":[{"to":[{"cidr":"0.0.0.0/0","except":["10.0.0.0/8"]}],"ports":["udp/1-1000","icmp/8"]}],"dryRun":true}`,
+		`{"egress":[{"to":[{"dns":"example.org"},{"service":"s"},{"group":"g"},{"network":"lab/main"},{"where":"host"}]}]}`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		o, err := api.DecodeStrict([]byte(`{"kind":"SecurityGroup","metadata":{"name":"g","tenant":"acme"},"spec":` + s + `}`))
+		if err != nil || api.Check(o) != nil {
+			return
+		}
+		tt := &trial{T: t, Rand: rand.New(rand.NewPCG(1, 1))}
+		w := newTown(tt)
+		for i := range 4 {
+			w.identities[uint16(256+i)] = &Identity{"acme", mainNet, map[string]string{"app": []string{"db", "web", "a", "b"}[i]}}
+			w.here[netip.AddrFrom4([4]byte{10, 7, 0, byte(i + 2)})] = uint16(256 + i)
+		}
+		w.Groups[GroupRef{"acme", "g"}] = &o.(*api.SecurityGroup).Spec
+		w.Names[Name{DNS: "example.org"}] = Resolved{Prefixes: []netip.Prefix{netip.MustParsePrefix("8.8.8.8/32")}}
+		w.Names[Name{Tenant: "acme", Service: "s"}] = Resolved{Select: map[string]string{"app": "a"}}
+		c := w.compiled(NewIDs(1))
+		table := c.Table()
+		w.agree(tt, c, &table)
+		w.Warnings(GroupRef{"acme", "g"})
+	})
+}
+
+// An address that a name gets is added in place: it was refused before. One that it loses
+// makes another set, so that flows with it end; unless it is allowed without the name, too.
+func TestAddressesOfANameComeAndGo(t *testing.T) {
+	c, db := hamlet()
+	name := Name{DNS: "example.org"}
+	c.SetGroup(GroupRef{"acme", "out"}, &api.SecurityGroupSpec{Select: map[string]string{"app": "db"}, Egress: []api.SecurityRule{{To: []api.SecurityPeer{{DNS: "example.org"}}}}})
+	set := c.Table().Ports[db].Egress
+	resolve := func(s ...string) driver.Change {
+		var r Resolved
+		for _, p := range s {
+			r.Prefixes = append(r.Prefixes, netip.MustParsePrefix(p))
+		}
+		c.SetName(name, &r)
+		return c.Change()
+	}
+	if ch := resolve("203.0.113.7/32", "198.51.100.0/24"); len(ch.Ports) != 0 || len(ch.Pairs) != 2 || len(ch.Prefixes) != 2 {
+		t.Fatalf("%+v", ch)
+	}
+	// Inside of what the name has anyway, so nobody notices, neither when it comes nor when it goes.
+	if ch := resolve("203.0.113.7/32", "198.51.100.0/24", "198.51.100.9/32"); len(ch.Ports) != 0 || len(ch.Pairs) != 1 || len(ch.Prefixes) != 1 {
+		t.Fatalf("%+v", ch)
+	}
+	if ch := resolve("203.0.113.7/32", "198.51.100.0/24"); len(ch.Ports) != 0 || len(ch.DropPairs) != 1 || len(ch.DropPrefixes) != 1 {
+		t.Fatalf("%+v", ch)
+	}
+	ch := resolve("198.51.100.0/24")
+	if now := ch.Ports[db].Egress; now == 0 || now == set || len(ch.DropPrefixes) != 1 {
+		t.Fatalf("%+v", ch)
 	}
 }

@@ -107,12 +107,6 @@ func (w *World) mayMeet(a, b Net) bool {
 	return na != nil && nb != nil && na.peers(b) && nb.peers(a)
 }
 
-// written is a rule as it is written, with its group.
-type written struct {
-	Rule
-	spec *api.SecurityGroupSpec
-}
-
 func (w *World) judge(q *Query, dir int) *Opinion {
 	self, other := &q.From, &q.To
 	if dir == ingress {
@@ -189,7 +183,7 @@ func (w *World) first(groups []GroupRef, dir int, q *Query, other *End) *Rule {
 		return r.rule.Ports == nil
 	}
 	for _, r := range w.written(groups, dir) {
-		if consider(r.Rule, w.means(r.Group.Tenant, r.rule, other)) {
+		if consider(r, w.means(r.Group.Tenant, r.rule, other)) {
 			return found
 		}
 	}
@@ -202,14 +196,14 @@ func (w *World) first(groups []GroupRef, dir int, q *Query, other *End) *Rule {
 }
 
 // written lists the rules of groups in a direction.
-func (w *World) written(groups []GroupRef, dir int) []written {
-	var out []written
+func (w *World) written(groups []GroupRef, dir int) []Rule {
+	var out []Rule
 	for _, ref := range groups {
 		g := &group{ref: ref, spec: w.Groups[ref]}
 		list, _ := g.list(dir)
 		for i := range list {
 			if !badRule(&list[i]) {
-				out = append(out, written{Rule{Group: ref, Ingress: dir == ingress, Number: i + 1, group: g, rule: &list[i]}, g.spec})
+				out = append(out, Rule{Group: ref, Ingress: dir == ingress, Number: i + 1, Log: g.spec.Log, DryRun: g.spec.DryRun, rule: &list[i]})
 			}
 		}
 	}
@@ -311,7 +305,7 @@ func (w *World) refusal(net *Network, groups []GroupRef, dir int, q *Query) stri
 
 // nearest finds the rule that misses by least: the right peer and protocol and another
 // port, the right peer and another protocol, or the right port and another peer.
-func (w *World) nearest(rules []written, dir int, q *Query) string {
+func (w *World) nearest(rules []Rule, dir int, q *Query) string {
 	other := &q.From
 	if dir == egress {
 		other = &q.To

@@ -125,7 +125,7 @@ func (c *Compiler) compileSide(g *group, dir int, list []api.SecurityRule, was [
 		} else {
 			r.id = c.ids.take()
 		}
-		c.rules[r.id] = Rule{Group: g.ref, Ingress: dir == ingress, Number: i + 1, group: g, rule: r.spec}
+		c.rules[r.id] = &Rule{Group: g.ref, Ingress: dir == ingress, Number: i + 1, Log: g.spec.Log, DryRun: g.spec.DryRun, rule: r.spec}
 		out.rules = append(out.rules, r)
 		for _, s := range c.selectorsOf(g.ref.Tenant, r.spec) {
 			n, ok := at[s]
@@ -215,7 +215,7 @@ func (c *Compiler) base() *group {
 		for i, b := range rules {
 			r := &rule{id: c.ids.take(), index: i, spec: &api.SecurityRule{Ports: b.ports}}
 			r.read()
-			c.rules[r.id] = Rule{Ingress: dir == ingress, Number: i + 1, base: b.text, rule: r.spec}
+			c.rules[r.id] = &Rule{Ingress: dir == ingress, Number: i + 1, base: b.text, rule: r.spec}
 			s.rules = append(s.rules, r)
 		}
 		s.blocks[0].rules = s.rules

@@ -61,8 +61,12 @@ func comparePrefix(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// move says that addresses that had one number now have another.
-type move struct{ from, to uint32 }
+// move says that addresses that had one number now have another: because there is
+// a new prefix, which has the number to, or because one is gone, which had from.
+type move struct {
+	from, to uint32
+	gone     bool
+}
 
 // settlePrefixes numbers what has come into use and forgets what has gone out of it, with
 // all selectors. Between two prefixes of which one is inside the other, addresses move.
@@ -97,7 +101,7 @@ func (c *Compiler) settlePrefixes(out *driver.Change) {
 		c.went[n] = struct{}{}
 		c.ids.free(n - driver.FirstPrefix)
 		out.DropPrefixes = append(out.DropPrefixes, p)
-		c.moves = append(c.moves, move{from: n})
+		c.moves = append(c.moves, move{from: n, gone: true})
 	}
 	if len(gone) > 0 {
 		x.sorted = slices.DeleteFunc(x.sorted, func(p netip.Prefix) bool { _, ok := x.number[p]; return !ok })
@@ -108,7 +112,7 @@ func (c *Compiler) settlePrefixes(out *driver.Change) {
 		x.lens[family(p)][p.Bits()]++
 		c.came[n] = struct{}{}
 		out.Prefixes[p] = n
-		c.moves = append(c.moves, move{around[i], n})
+		c.moves = append(c.moves, move{from: around[i], to: n})
 	}
 	x.sorted = mergeSorted(x.sorted, added)
 	for i, p := range gone {

@@ -7,27 +7,24 @@ import (
 	"atoll/api"
 )
 
-// Rule is what a number of a rule in tables stands for.
+// Rule is what a number of a rule in tables stands for. It stays as it is when the compiler goes on.
 type Rule struct {
 	Group   GroupRef // zero: a rule that every network has
 	Ingress bool
-	Number  int // in the group's list, from 1
-	group   *group
+	Number  int  // in the group's list, from 1
+	Log     bool // flows that it allows are to be recorded
+	DryRun  bool // its group is only tried
 	base    string
 	rule    *api.SecurityRule
 }
 
 // Rule finds a rule by its number; false: it was dropped more than one change ago, or never was.
 func (c *Compiler) Rule(id uint32) (Rule, bool) {
-	r, ok := c.rules[id]
-	return r, ok
+	if r, ok := c.rules[id]; ok {
+		return *r, true
+	}
+	return Rule{}, false
 }
-
-// Log reports whether the flows that it allows are to be recorded.
-func (r Rule) Log() bool { return r.group != nil && r.group.spec.Log }
-
-// DryRun reports whether it is of a group that is only tried.
-func (r Rule) DryRun() bool { return r.group != nil && r.group.spec.DryRun }
 
 // Text says what it allows: "from app=web, tcp 5432".
 func (r Rule) Text() string {

@@ -89,7 +89,7 @@ func (c *Compiler) selectorOf(tenant string, p *api.SecurityPeer) *selector {
 	}
 	return c.living(n.key(), func() meaning {
 		r := c.names[n]
-		m := meaning{instances: r.Select != nil, tenant: n.Tenant, labels: r.Select}
+		m := meaning{instances: r.Select != nil && n.Service != "", tenant: n.Tenant, labels: r.Select}
 		for _, p := range r.Prefixes {
 			if p.IsValid() && !p.Addr().Is4In6() && p.Addr().Zone() == "" {
 				m.cidrs = append(m.cidrs, p.Masked())
@@ -237,8 +237,18 @@ func (c *Compiler) fill(s *selector) {
 			}
 		}
 	}
-	if len(s.members) == 0 && len(s.users) == 0 {
+	if len(s.members) == 0 {
 		s.members = want
+		for g := range s.users {
+			for st := range g.sets {
+				if st.all {
+					continue
+				}
+				for n := range want {
+					st.look(c, n)
+				}
+			}
+		}
 		return
 	}
 	for n := range s.members {

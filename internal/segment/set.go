@@ -157,7 +157,19 @@ func (c *Compiler) inPlace(st *set, put map[uint32]driver.Pair, drop []uint32) b
 }
 
 // replace gives a set other content and another number; nil: it is not needed any more.
+//
+// While a change is applied, new prefixes are known before ports leave the old set, and
+// old ones still are when ports ask the new set. For that moment the old set says of
+// a new prefix what it said of its addresses before, and the new set of an old one what
+// it says of them after. Without these pairs, which the same change drops, flows that
+// are allowed before and after would be refused in between.
 func (c *Compiler) replace(st *set, now map[uint32]driver.Pair, out *driver.Change) {
+	for _, m := range c.moves {
+		if p, said := st.pairs[m.from]; said && !m.gone {
+			k := driver.PairKey{Set: st.id, Peer: m.to}
+			out.Pairs[k], out.DropPairs = p, append(out.DropPairs, k)
+		}
+	}
 	for _, p := range now {
 		c.hold(p, 1)
 	}
@@ -174,6 +186,12 @@ func (c *Compiler) replace(st *set, now map[uint32]driver.Pair, out *driver.Chan
 	st.id = c.ids.take()
 	for n, p := range now {
 		out.Pairs[driver.PairKey{Set: st.id, Peer: n}] = p
+	}
+	for _, m := range c.moves {
+		if p, says := now[m.to]; says && m.gone {
+			k := driver.PairKey{Set: st.id, Peer: m.from}
+			out.Pairs[k], out.DropPairs = p, append(out.DropPairs, k)
+		}
 	}
 }
 

@@ -49,7 +49,7 @@ func (t *trial) Fatalf(format string, args ...any) {
 func (t *trial) between(a, b int) int { return a + t.IntN(b-a+1) }
 
 var (
-	runs  = flag.Int("trials", 60, "how many random histories the properties are tested on")
+	runs  = flag.Int("trials", 100, "how many random histories the properties are tested on")
 	first = flag.Uint64("seed", 1, "the first history")
 )
 
@@ -313,24 +313,63 @@ func TestTheTableSaysWhatTheGroupsSay(t *testing.T) {
 	})
 }
 
-// apply does with a table what a driver does, in its order.
-func apply(table *driver.Table, c driver.Change) {
+// apply does with a table what a driver does, in its order, and calls between after each step.
+func apply(table *driver.Table, c driver.Change, between func(step string)) {
 	maps.Copy(table.Lists, c.Lists)
+	between("lists")
 	maps.Copy(table.Pairs, c.Pairs)
+	between("pairs")
 	maps.Copy(table.Prefixes, c.Prefixes)
+	between("prefixes")
 	maps.Copy(table.Ports, c.Ports)
+	between("ports")
 	for _, a := range c.DropPorts {
 		delete(table.Ports, a)
 	}
 	for _, p := range c.DropPrefixes {
 		delete(table.Prefixes, p)
+		between("a dropped prefix")
 	}
 	for _, k := range c.DropPairs {
 		delete(table.Pairs, k)
 	}
+	between("dropped pairs")
 	for _, k := range c.DropLists {
 		delete(table.Lists, k)
 	}
+}
+
+// neverBetween applies a change and checks that in the middle of it nobody is judged in
+// another way than before or after.
+func (w *town) neverBetween(t *trial, table *driver.Table, c driver.Change, was map[uint16]bool) {
+	before, after := copyTable(*table), copyTable(*table)
+	apply(&after, c, func(string) {})
+	peers := []Peer{{Identity: driver.IdentityHost}}
+	for n := range was {
+		if w.identities[n] != nil {
+			peers = append(peers, Peer{Identity: n})
+		}
+	}
+	for _, s := range townAddrs {
+		peers = append(peers, Peer{Addr: netip.MustParseAddr(s)})
+	}
+	apply(table, c, func(step string) {
+		for a := range after.Ports {
+			if _, was := before.Ports[a]; !was {
+				continue
+			}
+			for _, dir := range []Direction{Ingress, Egress} {
+				for _, p := range peers {
+					for _, ask := range townAsks {
+						x, y, z := Lookup(&before, a, dir, p, ask).Allowed, Lookup(table, a, dir, p, ask).Allowed, Lookup(&after, a, dir, p, ask).Allowed
+						if x == z && x != y {
+							t.Fatalf("after %s: %s %v %+v %+v was %v, is %v and will be %v", step, a, dir, p, ask, x, y, z)
+						}
+					}
+				}
+			}
+		}
+	})
 }
 
 func copyTable(t driver.Table) driver.Table {
@@ -486,7 +525,7 @@ func TestChangesLeadWhereAFreshCompileIs(t *testing.T) {
 			before := copyTable(table)
 			change := c.Change()
 			seen.watch(t, change, &before, was)
-			apply(&table, change)
+			w.neverBetween(t, &table, change, was)
 			if whole := c.Table(); !sameTable(whole, table) {
 				t.Fatalf("changes led to\n%+v\nthe table is\n%+v", table, whole)
 			}

@@ -62,7 +62,7 @@ const (
 
 // Kinds are those that come along with their tenants, in the order they are made in.
 func Kinds() []api.Kind {
-	return []api.Kind{api.KindTenant, api.KindImage, api.KindInstance, api.KindAssignment, api.KindDeployment, api.KindRevision, api.KindJob, api.KindCronJob, api.KindDisruptionBudget, api.KindEvent}
+	return []api.Kind{api.KindTenant, api.KindImage, api.KindNetwork, api.KindSecurityGroup, api.KindInstance, api.KindAssignment, api.KindDeployment, api.KindRevision, api.KindJob, api.KindCronJob, api.KindDisruptionBudget, api.KindEvent}
 }
 
 // Known is the part of an instance's UID by which a host knows what runs there.
@@ -354,6 +354,8 @@ func (m *maker) translate(o api.Object) api.Object {
 		}
 		m.fixed(was, o)
 		m.identity(was, o)
+	case *api.Network:
+		o.Status = api.NetworkStatus{} // its number may be another's here
 	case *api.Assignment:
 		switch o.Spec.Node {
 		case "":
@@ -385,6 +387,10 @@ func (m *maker) identity(was string, in *api.Instance) {
 }
 
 func (m *maker) fixed(was string, in *api.Instance) {
+	if in.Spec.OnNetworks() {
+		m.clash("instance "+was+": spec.networks", in.Spec.Network(), "must not be a network of the tenant: networks get other numbers, and what is on them cannot go on. Remove the instance and make it anew afterwards", "default")
+		return
+	}
 	for _, n := range in.Spec.Networks {
 		if n.Address == "" {
 			continue
@@ -425,6 +431,10 @@ func (m *maker) refs(v reflect.Value) {
 			if p.Node == m.old.Node {
 				p.Node = m.old.As
 			}
+		case *api.SecurityPeer:
+			if tenant, name, ok := cutLast(p.Network, "/"); ok {
+				p.Network = cmp.Or(m.Tenants[tenant], tenant) + "/" + name
+			}
 		case *api.Eviction:
 			if p.To == m.old.Node {
 				p.To = m.old.As
@@ -438,6 +448,13 @@ func (m *maker) refs(v reflect.Value) {
 			}
 		}
 	}
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
 }
 
 // allowed: what is dangerous needs to be allowed by the token, and a class must be there.

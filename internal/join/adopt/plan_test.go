@@ -133,6 +133,9 @@ func TestClashes(t *testing.T) {
 			at(o, 3).(*api.Instance).Spec.Networks = []api.Attach{{Name: "default", Address: "10.88.0.9"}}
 			v.Fixed["10.88.0.9"] = "east/db"
 		}), []string{"east/db"}},
+		"network of the tenant": {set(func(o *adopt.Old, _ *adopt.View) {
+			at(o, 3).(*api.Instance).Spec.Networks = []api.Attach{{Name: "main"}}
+		}), []string{"spec.networks", "must not be a network of the tenant"}},
 		"class": {set(func(o *adopt.Old, _ *adopt.View) { at(o, 3).(*api.Instance).Spec.Priority = "gold" }), []string{"priority class", "gold"}},
 		"rights": {set(func(o *adopt.Old, v *adopt.View) {
 			s := &at(o, 3).(*api.Instance).Spec

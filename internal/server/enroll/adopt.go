@@ -229,7 +229,7 @@ func (d *Desk) view(ctx context.Context, a *adoption, p present) (adopt.View, er
 	for _, in := range instances {
 		v.UIDs[adopt.Known(in.UID)] = in.Tenant + "/" + in.Name
 		for _, n := range in.Spec.Networks {
-			if n.Address != "" {
+			if n.Address != "" && n.Name == api.NetworkDefault {
 				v.Fixed[n.Address] = in.Tenant + "/" + in.Name
 			}
 		}

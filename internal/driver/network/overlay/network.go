@@ -31,8 +31,6 @@ type network struct {
 	mtu      int
 	members  map[netip.Addr]driver.Member
 	policies map[netip.Addr]driver.Policy
-	sets     map[uint32]bool // that its table has
-	lists    map[uint32]bool
 }
 
 func (n *network) close() {
@@ -95,7 +93,7 @@ func (n *network) replace(ctx context.Context, net driver.Net, members []driver.
 			c.DropPrefixes = append(c.DropPrefixes, p)
 		}
 	}
-	n.policies, n.sets, n.lists = map[netip.Addr]driver.Policy{}, map[uint32]bool{}, map[uint32]bool{}
+	n.policies = map[netip.Addr]driver.Policy{}
 	for _, w := range n.record.Wires { // from an earlier life: the wall of this one, with what it knew
 		if err := n.fortify(w); err != nil {
 			return err
@@ -136,12 +134,6 @@ func (n *network) apply(c driver.Change) error {
 	for _, a := range c.DropPorts {
 		delete(n.policies, a)
 	}
-	for k := range c.Pairs {
-		n.sets[k.Set] = true
-	}
-	for k := range c.Lists {
-		n.lists[k.List] = true
-	}
 	for _, m := range c.Put {
 		if err := n.putPlace(m); err != nil {
 			return err
@@ -160,12 +152,6 @@ func (n *network) apply(c driver.Change) error {
 	}
 	if err := n.d.wall.Apply(n.record.Net.VNI, c, ports); err != nil {
 		return err
-	}
-	for _, k := range c.DropPairs {
-		delete(n.sets, k.Set)
-	}
-	for _, k := range c.DropLists {
-		delete(n.lists, k.List)
 	}
 	if again {
 		for _, w := range n.record.Wires {

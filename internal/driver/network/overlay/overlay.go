@@ -445,7 +445,7 @@ func (d *Driver) closed() bool {
 	return d.wall == nil
 }
 
-// Settle removes what no network's table has.
+// Settle removes the sets that no port has, and the lists that no set has.
 func (d *Driver) Settle(context.Context) error {
 	all, err := d.all()
 	if err != nil || len(all) == 0 && d.closed() {
@@ -454,8 +454,11 @@ func (d *Driver) Settle(context.Context) error {
 	sets, lists := map[uint32]bool{}, map[uint32]bool{}
 	for _, n := range all {
 		n.mu.Lock()
-		maps.Copy(sets, n.sets)
-		maps.Copy(lists, n.lists)
+		for _, p := range n.policies {
+			for _, set := range []uint32{p.Ingress, p.Egress, p.IngressDry, p.EgressDry} {
+				sets[set] = true
+			}
+		}
 		n.mu.Unlock()
 	}
 	havePairs, err := d.wall.Pairs()
@@ -463,8 +466,8 @@ func (d *Driver) Settle(context.Context) error {
 		return err
 	}
 	var pairs []driver.PairKey
-	for k := range havePairs {
-		if !sets[k.Set] {
+	for k, p := range havePairs {
+		if lists[p.List] = lists[p.List] || sets[k.Set]; !sets[k.Set] {
 			pairs = append(pairs, k)
 		}
 	}

@@ -471,10 +471,11 @@ func (w *Wall) Prefixes(vni uint32) (map[netip.Prefix]uint32, error) {
 // what was or by what is: sets are complete before a port has them, and go when none has.
 func (w *Wall) Apply(vni uint32, c driver.Change, ports map[netip.Addr]int) error {
 	for _, step := range []func() error{
-		func() error { return w.PutMembers(vni, c.Put) },
-		func() error { return w.PutPrefixes(vni, c.Prefixes) },
+		// What is looked up last is there first, and goes last: no step refuses who is allowed before and after.
 		func() error { return w.PutLists(c.Lists) },
 		func() error { return w.PutPairs(c.Pairs) },
+		func() error { return w.PutPrefixes(vni, c.Prefixes) },
+		func() error { return w.PutMembers(vni, c.Put) },
 		func() error {
 			for _, a := range slices.SortedFunc(maps.Keys(c.Ports), netip.Addr.Compare) {
 				if i, ok := ports[a]; ok {
@@ -495,10 +496,10 @@ func (w *Wall) Apply(vni uint32, c driver.Change, ports map[netip.Addr]int) erro
 			}
 			return nil
 		},
+		func() error { return w.DropMembers(vni, c.Drop) },
+		func() error { return w.DropPrefixes(vni, c.DropPrefixes) },
 		func() error { return w.DropPairs(c.DropPairs) },
 		func() error { return w.DropLists(c.DropLists) },
-		func() error { return w.DropPrefixes(vni, c.DropPrefixes) },
-		func() error { return w.DropMembers(vni, c.Drop) },
 	} {
 		if err := step(); err != nil {
 			return fmt.Errorf("network %d: %w", vni, err)
