@@ -105,7 +105,8 @@ type Tunnel struct {
 func (t Tunnel) id() string { return fmt.Sprintf("tunnel %d %s %d", t.VNI, t.Local, t.Port) }
 
 // EnsureTunnel makes the device exist in the network's namespace and on its switch; its packets go
-// through the namespace of h, the host's. It returns the index there.
+// through the namespace of h, the host's. It returns the index there. errs.Exists while there is
+// one of the same number in another namespace, such as one that the kernel is taking down.
 func (h *Handle) EnsureTunnel(ns *Namespace, bridge int, t Tunnel) (int, error) {
 	in, err := OpenAt(ns)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"atoll/api"
 	"atoll/internal/driver"
@@ -241,13 +242,29 @@ func (n *network) base(ctx context.Context) error {
 	if err := d.wall.Attach(n.ns, r.Index, bpf.RoleBridge); err != nil {
 		return err
 	}
-	if n.tunnel, err = d.host.EnsureTunnel(n.ns, r.Index, netlink.Tunnel{Name: tunnelName, VNI: r.Net.VNI, Local: d.plan.tunnel, Port: d.plan.port, MTU: mtu}); err != nil {
+	if err := n.dig(ctx); err != nil {
 		return err
 	}
 	if err := d.wall.Attach(n.ns, n.tunnel, bpf.RoleVXLAN); err != nil {
 		return err
 	}
 	return n.wayOut(ctx)
+}
+
+// digTries times 20 ms is for the kernel to take down a tunnel whose namespace is gone.
+const digTries = 150
+
+// dig makes the tunnel.
+func (n *network) dig(ctx context.Context) (err error) {
+	t := netlink.Tunnel{Name: tunnelName, VNI: n.record.Net.VNI, Local: n.d.plan.tunnel, Port: n.d.plan.port, MTU: n.mtu}
+	for try := 0; ; try++ {
+		if n.tunnel, err = n.d.host.EnsureTunnel(n.ns, n.record.Index, t); !errors.Is(err, errs.Exists) || try == digTries {
+			return err
+		}
+		if err := n.d.clock.Sleep(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
 }
 
 // settings of the namespace: it forwards, and bridged packets pass no packet filter.

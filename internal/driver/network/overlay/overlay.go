@@ -25,6 +25,7 @@ import (
 	"sync"
 
 	"atoll/api"
+	"atoll/internal/clock"
 	"atoll/internal/driver"
 	"atoll/internal/driver/network/overlay/bpf"
 	"atoll/internal/errs"
@@ -43,9 +44,10 @@ var gatewayMAC = net.HardwareAddr{0x0a, 0x58, 0x00, 0x00, 0x00, 0x01}
 
 // Driver is a driver.Fabric.
 type Driver struct {
-	plan plan
-	run  string
-	log  *slog.Logger
+	plan  plan
+	run   string
+	clock clock.Clock
+	log   *slog.Logger
 
 	mu   sync.Mutex
 	out  driver.Network // the host's own bridge; nil: there is no way out
@@ -67,7 +69,7 @@ func New(d driver.Deps, c Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{plan: p, run: d.Run, log: d.Log, next: firstIndex, nets: map[uint32]*network{}, ways: map[uint32]netip.Addr{}}, nil
+	return &Driver{plan: p, run: d.Run, clock: d.Clock, log: d.Log, next: firstIndex, nets: map[uint32]*network{}, ways: map[uint32]netip.Addr{}}, nil
 }
 
 // Through says by which network of the host the others reach what is outside.
