@@ -145,6 +145,12 @@ func (c controller) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 	case api.KindEndpoint:
 		err = c.endpoint(ctx, s, ref)
 	}
+	// What failed for one name is made good by the next call, whichever name it is about.
+	for _, n := range c.nets {
+		if err == nil && !n.replaced {
+			err = c.tell(ctx, n, driver.Change{})
+		}
+	}
 	if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -296,12 +302,8 @@ func (f *Fabric) arrive(ctx context.Context, s store.Store, e *api.Endpoint) err
 	for _, i := range e.Spec.Interfaces {
 		on = append(on, networkRef(e, i))
 	}
-	for _, was := range f.here[ref] {
-		if !slices.Contains(on, was) {
-			if err := f.dropFrom(ctx, f.nets[was], ref); err != nil {
-				return err
-			}
-		}
+	if err := f.dropFromAllBut(ctx, ref, on); err != nil {
+		return err
 	}
 	f.here[ref] = on
 	for _, i := range e.Spec.Interfaces {
@@ -330,28 +332,34 @@ func (f *Fabric) arrive(ctx context.Context, s store.Store, e *api.Endpoint) err
 
 // leave takes out an instance that was here, or is nowhere (now nil).
 func (f *Fabric) leave(ctx context.Context, ref api.Ref, now *api.Endpoint) error {
-	if now == nil {
-		for _, n := range f.nets {
-			if err := f.dropFrom(ctx, n, ref); err != nil {
-				return err
-			}
+	var on []api.Ref
+	if now != nil {
+		for _, i := range now.Spec.Interfaces {
+			on = append(on, networkRef(now, i))
 		}
-	} else {
-		for netRef, n := range f.nets {
-			if netRef.Tenant == ref.Tenant && n.members[ref] != nil && !slices.ContainsFunc(now.Spec.Interfaces, func(i api.Interface) bool { return networkRef(now, i) == netRef }) {
-				if err := f.dropFrom(ctx, n, ref); err != nil {
-					return err
-				}
-			}
-		}
+	}
+	if err := f.dropFromAllBut(ctx, ref, on); err != nil {
+		return err
 	}
 	delete(f.here, ref)
 	return f.shut()
 }
 
+// dropFromAllBut takes an endpoint off the networks that it is not on any more.
+func (f *Fabric) dropFromAllBut(ctx context.Context, ref api.Ref, on []api.Ref) error {
+	for netRef, n := range f.nets {
+		if !slices.Contains(on, netRef) {
+			if err := f.dropFrom(ctx, n, ref); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // dropFrom takes an endpoint off a network.
 func (f *Fabric) dropFrom(ctx context.Context, n *network, ref api.Ref) error {
-	if n == nil || n.members[ref] == nil {
+	if _, on := n.members[ref]; !on {
 		return nil
 	}
 	f.untell(n, ref)
