@@ -115,6 +115,9 @@ type found struct {
 // life of this daemon has too.
 func attached(ifindex int, p place) (found, error) {
 	res, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: p.hook()})
+	if errors.Is(err, errUnknown) {
+		return found{}, ebpf.ErrNotSupported // a kernel before tcx does not know this kind of hook
+	}
 	if err != nil {
 		return found{}, kernelError(err)
 	}

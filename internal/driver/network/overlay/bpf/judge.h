@@ -34,7 +34,11 @@ struct pkt {
 
 struct verdict {
 	__u32 peer, rule;
+	__u32 tell; /* TELL: somebody wants to know; DRY: a set that is not obeyed would have refused */
 };
+
+#define TELL 1
+#define DRY 2
 
 struct note {
 	__u32 ifindex, vni, peer, rule, reason, dir, dry;
@@ -171,8 +175,12 @@ static __always_inline __u32 number(__u32 vni, const struct ip *a, __u32 known)
 	return id ? *id : ID_OUTSIDE;
 }
 
-/* allowed asks one set. A set holds nothing that can be walked: one pair, and one entry for each length its list has. */
-static __always_inline int allowed(__u32 set, __u32 peer, __u8 proto, __u16 port, __u32 *rule)
+#define YES (1ull << 32)
+
+/* allowed asks one set: YES and the rule, or 0. A set holds nothing that can be walked: one pair, and one
+ * entry for each length its list has. It takes numbers only, and is not static: so verifiers look at it once,
+ * not once for each way that leads here. */
+__attribute__((noinline)) __u64 allowed(__u32 set, __u32 peer, __u32 proto, __u32 port)
 {
 	struct pair_key pk = {.set = set, .peer = peer};
 	struct list_key lk;
@@ -181,14 +189,11 @@ static __always_inline int allowed(__u32 set, __u32 peer, __u8 proto, __u16 port
 	__u32 *r;
 	int i;
 
-	*rule = 0;
 	p = bpf_map_lookup_elem(&pairs, &pk);
 	if (!p)
 		return 0;
-	if (p->all) {
-		*rule = p->all;
-		return 1;
-	}
+	if (p->all)
+		return YES | p->all;
 	if (!p->list)
 		return 0;
 	lk.list = p->list;
@@ -200,10 +205,8 @@ static __always_inline int allowed(__u32 set, __u32 peer, __u8 proto, __u16 port
 		lk.len = i;
 		lk.port = port & (0xffff0000u >> i);
 		r = bpf_map_lookup_elem(&lists, &lk);
-		if (r) {
-			*rule = *r;
-			return 1;
-		}
+		if (r)
+			return YES | *r;
 	}
 	return 0;
 }
@@ -228,8 +231,7 @@ static __always_inline int count(__u32 rule)
 static __always_inline int rehearse(__u32 set, __u32 peer, const struct pkt *p)
 {
 	struct dry none = {}, *d;
-	__u32 rule;
-	int ok = allowed(set, peer, p->proto, p->asked, &rule);
+	int ok = !!allowed(set, peer, p->proto, p->asked);
 
 	d = bpf_map_lookup_elem(&dries, &set);
 	if (!d) {
@@ -247,44 +249,54 @@ static __noinline int fresh(struct __sk_buff *skb, struct port *pt, const struct
 	int dir = p->dir & 1;
 	__u32 set = dir ? pt->set[TO] : pt->set[FROM];
 	__u32 dry = dir ? pt->dry[TO] : pt->dry[FROM];
-	struct note n;
 	struct config *c;
 	struct gauge *g;
 	__u32 zero = 0;
-	int tell;
+	__u64 yes;
 
 	v->rule = 0;
+	v->tell = 0;
 	v->peer = number(pt->vni, remote, dir ? p->mark : 0);
-	if (set && !allowed(set, v->peer, p->proto, p->asked, &v->rule))
-		return dir ? INGRESS : EGRESS;
+	if (set) {
+		yes = allowed(set, v->peer, p->proto, p->asked);
+		if (!yes)
+			return dir ? INGRESS : EGRESS;
+		v->rule = yes;
+	}
 	if (pt->flags & LIMITED) {
 		struct limit *l = bpf_map_lookup_elem(&limits, &p->ifindex);
 
 		if (l && !take(&l->conns, dir, p->now))
 			return CONN_LIMIT;
 	}
-	tell = count(v->rule);
+	if (count(v->rule))
+		v->tell = TELL;
 	c = bpf_map_lookup_elem(&settings, &zero);
-	if (c && c->sample && !tell) {
+	if (c && c->sample && !v->tell) {
 		g = bpf_map_lookup_elem(&gauges, &zero);
 		if (g) {
 			g->count++;
-			tell = g->count % c->sample == 0;
+			v->tell = g->count % c->sample == 0;
 		}
 	}
-	n.dry = 0;
-	if (dry)
-		n.dry = rehearse(dry, v->peer, p);
-	if (tell || n.dry) {
-		n.ifindex = p->ifindex;
-		n.vni = pt->vni;
-		n.peer = v->peer;
-		n.rule = v->rule;
-		n.reason = ALLOWED;
-		n.dir = dir;
-		emit(skb, &n);
-	}
+	if (dry && rehearse(dry, v->peer, p))
+		v->tell |= TELL | DRY;
 	return ALLOWED;
+}
+
+/* told tells of a flow that was let in. */
+static __noinline void told(struct __sk_buff *skb, struct port *pt, const struct pkt *p, const struct verdict *v)
+{
+	struct note n;
+
+	n.ifindex = p->ifindex;
+	n.vni = pt->vni;
+	n.peer = v->peer;
+	n.rule = v->rule;
+	n.reason = ALLOWED;
+	n.dir = p->dir;
+	n.dry = v->tell & DRY;
+	emit(skb, &n);
 }
 
 /* again judges a flow after a change of rules, by the side that began it: ALLOWED, or why not. */
@@ -293,6 +305,7 @@ static __noinline int again(struct port *pt, const struct pkt *p, const struct i
 	int dir = f->dir & 1;
 	__u32 set = dir ? pt->set[TO] : pt->set[FROM];
 	__u16 asked;
+	__u64 yes;
 
 	if (p->proto == ICMP || p->proto == ICMP6)
 		asked = p->rport == 0xffff && p->lport ? p->lport : (p->proto == ICMP ? 8 : 128) << 8; /* see icmp */
@@ -303,9 +316,11 @@ static __noinline int again(struct port *pt, const struct pkt *p, const struct i
 	else
 		v->peer = p->dir ? number(pt->vni, remote, p->mark) : f->peer;
 	v->rule = 0;
-	if (set && !allowed(set, v->peer, p->proto, asked, &v->rule))
-		return dir ? INGRESS : EGRESS;
-	return ALLOWED;
+	if (!set)
+		return ALLOWED;
+	yes = allowed(set, v->peer, p->proto, asked);
+	v->rule = yes;
+	return yes ? ALLOWED : dir ? INGRESS : EGRESS;
 }
 
 #define ABSENT 0

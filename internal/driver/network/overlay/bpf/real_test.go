@@ -47,6 +47,8 @@ func newNetwork(t *testing.T, w *world) *network {
 	n.own, err = netlink.OpenNamespace("/proc/thread-self/ns/net")
 	w.must(err)
 	t.Cleanup(func() { n.own.Close() })
+	quiet := func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0) } // no kernel says anything by itself
+	w.must(n.own.Do(quiet))
 	n.ip("link set lo up")
 	n.ip("link add br0 index 1000 address 02:00:00:00:00:01 type bridge")
 	n.ip("addr add 10.1.0.1/24 dev br0")
@@ -55,6 +57,7 @@ func newNetwork(t *testing.T, w *world) *network {
 		n.ns[i], err = netlink.NewNamespace()
 		w.must(err)
 		t.Cleanup(func() { n.ns[i].Close() })
+		w.must(n.ns[i].Do(quiet))
 		n.ip(fmt.Sprintf("link add p%d index %d type veth peer name eth0 address %s netns %s", i, n.port[i], net.HardwareAddr(macs[i][:]), n.ns[i].Path()))
 		n.ip(fmt.Sprintf("link set p%d master br0 up", i))
 		w.must(n.ns[i].Do(func() error {

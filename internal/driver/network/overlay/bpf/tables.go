@@ -17,6 +17,7 @@ import (
 const (
 	errStale    = syscall.ESTALE
 	errNoDevice = syscall.ENODEV
+	errUnknown  = syscall.EINVAL
 )
 
 // full gives an error that says which table has no room.

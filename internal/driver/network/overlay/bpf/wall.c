@@ -182,6 +182,8 @@ static __noinline int inner6(struct __sk_buff *skb, struct port *pt, const struc
 		r = fresh(skb, pt, p, remote, &v);                             \
 		if (r)                                                         \
 			return r;                                              \
+		if (v.tell)                                                    \
+			told(skb, pt, p, &v);                                  \
 		if (p->proto == TCP && (p->tcp & TCP_RST))                     \
 			return ALLOWED;                                        \
 		begin(&n, pt, p, &v);                                          \
