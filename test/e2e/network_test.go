@@ -8,11 +8,15 @@ import (
 	"testing"
 
 	"atoll/api"
+	"atoll/internal/driver/network/overlay/bpf"
 	"atoll/internal/store"
 )
 
 // TestTenantNetworks has two tenants with the same addresses on three hosts.
 func TestTenantNetworks(t *testing.T) {
+	if err := bpf.Probe(); err != nil {
+		t.Skip(err)
+	}
 	l := labOf(t, 3)
 	n := &networks{several: several{l}}
 	inTurn(t, []part{

@@ -142,7 +142,10 @@ func (h *Handle) EnsurePort(ns *Namespace, p Port) error {
 	if err := h.plug(host.Index, p); err != nil {
 		return err
 	}
-	return guest.configure(host.Peer, p)
+	if err := guest.configure(host.Peer, p); err != nil {
+		return err
+	}
+	return h.settle(p.Name)
 }
 
 // createVeth makes both ends with one message: named, addressed, and the instance's

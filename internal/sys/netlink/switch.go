@@ -252,7 +252,15 @@ func (h *Handle) EnsureWire(ns *Namespace, w Wire, before func() error) error {
 			return err
 		}
 	}
-	return nil
+	return h.settle(w.Name)
+}
+
+// settle has a cable carry packets at once. The kernel sees to it after both ends are up, by a work that on a
+// busy host runs milliseconds later: what is sent to the end that was up first is lost until then. Since Linux 6.8
+// it does the work for a link when it is asked about that link.
+func (h *Handle) settle(name string) error {
+	_, err := h.Link(name)
+	return err
 }
 
 // wire keeps a cable that is right, or makes it anew, and returns the index of the instance's end.

@@ -161,14 +161,14 @@ func TestPublishedPorts(t *testing.T) {
 		t.Errorf("a port was published twice: %v", err)
 	}
 	hs[0].do(func(d *Driver) error { return d.Attach(t.Context(), web.ns.Path(), web.spec(70001, "acme")) })
-	if got, err := ask(hostNS(t), hs[0].addr, 8080); err == nil {
+	if got, err := askFor(hostNS(t), hs[0].addr, 8080, 900*time.Millisecond); err == nil {
 		t.Errorf("after it was taken back: %q", got)
 	}
 	// The host's own services are not for instances, nor is what is behind the cable.
 	lis, err := listenIn(hs[0].ns, "192.0.2.1:22")
 	must(t, err)
 	defer lis.Close()
-	if got, err := ask(peer.ns, hs[0].addr, 22); err == nil {
+	if got, err := askFor(peer.ns, hs[0].addr, 22, 900*time.Millisecond); err == nil {
 		t.Errorf("a service of the host answered %q", got)
 	}
 }

@@ -273,7 +273,9 @@ func (n *network) settings() error {
 		for _, s := range []struct {
 			key, value string
 			may        bool // it may be missing
-		}{{"ipv4/ip_forward", "1", false}, {"ipv4/conf/all/send_redirects", "0", false}, {"ipv4/conf/default/send_redirects", "0", false}, {"ipv6/conf/all/forwarding", "1", true},
+		}{{"ipv4/ip_forward", "1", false},
+			// What the host sends into the network is believed by its source address: none comes by the wrong way.
+			{"ipv4/conf/all/rp_filter", "1", false}, {"ipv4/conf/default/rp_filter", "1", false}, {"ipv4/conf/all/send_redirects", "0", false}, {"ipv4/conf/default/send_redirects", "0", false}, {"ipv6/conf/all/forwarding", "1", true},
 			{"ipv6/conf/default/accept_dad", "0", true}, {"bridge/bridge-nf-call-iptables", "0", true}, {"bridge/bridge-nf-call-ip6tables", "0", true}, {"bridge/bridge-nf-call-arptables", "0", true}} {
 			if _, err := netlink.SetSysctl(s.key, s.value); err != nil && !(s.may && errors.Is(err, errs.NotFound)) {
 				return err
