@@ -62,6 +62,7 @@ var floors = map[string]int{
 	"internal/balance":                    20,
 	"internal/ipam":                       20,
 	"internal/fabric":                     30,
+	"internal/resolve":                    30,
 	"internal/balance/…":                  20,
 	"internal/reconcile":                  20,
 	"internal/lease":                      20,
@@ -139,6 +140,7 @@ var doors = []struct {
 	{"github.com/hashicorp/yamux", []string{"internal/tunnel/wire"}, "who opens a stream need not know how it travels"},
 	{"github.com/bougou/go-ipmi", []string{"internal/fence/bmc"}, "power is switched in one place"},
 	{"github.com/stmcginnis/gofish", []string{"internal/fence/bmc"}, "power is switched in one place"},
+	{"github.com/miekg/dns", []string{"internal/resolve"}, "names are answered in one place"},
 	{"github.com/cedar-policy", []string{"internal/auth"}, "decisions are made in one place"},
 }
 

@@ -245,6 +245,11 @@ func list(s string) []string {
 
 // resolvers are the host's own, when they can be reached from an instance.
 func resolvers(c config) []string {
+	return slices.DeleteFunc(hostResolvers(c), func(a string) bool { return c.DNS == "" && (strings.HasPrefix(a, "127.") || a == "::1") })
+}
+
+// hostResolvers are those that the host itself asks.
+func hostResolvers(c config) []string {
 	if c.DNS != "" {
 		return list(c.DNS)
 	}
@@ -255,7 +260,7 @@ func resolvers(c config) []string {
 	var out []string
 	for _, line := range strings.Split(string(b), "\n") {
 		f := strings.Fields(line)
-		if len(f) >= 2 && f[0] == "nameserver" && !strings.HasPrefix(f[1], "127.") && f[1] != "::1" {
+		if len(f) >= 2 && f[0] == "nameserver" {
 			out = append(out, f[1])
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"atoll/internal/join"
 	"atoll/internal/lease"
 	"atoll/internal/reconcile"
+	"atoll/internal/resolve"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
 	"atoll/internal/store/replica"
@@ -38,6 +39,7 @@ type node struct {
 	remote *remote.Store // what is below it; nil where the pool began, which has the state in this process
 	agent  *agent.Agent
 	fabric *fabric.Fabric
+	names  *resolve.Resolver
 	rec    *reconcile.Recorder
 	warden *warden
 	began  atomic.Bool      // the agent has
@@ -73,6 +75,7 @@ func newNode(d nodeDeps) (*node, error) {
 	}
 	n.rec = reconcile.NewRecorder(n.st, d.clk, d.log, "agent/"+d.c.Node)
 	n.fabric = fabric.New(fabric.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Driver: dv.Fabric})
+	n.names = resolve.New(resolve.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Upstream: hostResolvers(d.c), Listen: resolve.On(dv.Fabric)})
 	n.agent = agent.New(agent.Deps{Fabric: dv.Fabric, Ready: n.fabric.Ready, Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.Runtimes, Network: dv.Network, Storage: dv.Storage,
 		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.Status).read, Lease: n.holder, Guard: n.warden})
 	n.connect(n.agent.Handle)
@@ -142,6 +145,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.rec.Run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
 	g.Go(func() error { return n.fabric.Run(ctx) })
+	g.Go(func() error { return n.names.Run(ctx) })
 	return g.Wait()
 }
 

@@ -55,6 +55,9 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 		if s.Network.Interfaces, err = interfacesOf(as); err != nil {
 			return driver.Spec{}, err
 		}
+		if err := a.names(ctx, as, &s.Network); err != nil {
+			return driver.Spec{}, err
+		}
 	}
 	s.CPUs, s.Mems = a.pin(id, in, as)
 	if s.Network.Hostname == "" {
@@ -90,6 +93,23 @@ func interfacesOf(as *api.Assignment) ([]driver.Interface, error) {
 		return nil, errs.New(errs.Unavailable, "its place on its networks is not decided yet")
 	}
 	return out, nil
+}
+
+// names says whom an instance on networks of its tenant asks for names: its first network's gateways, which
+// know the tenant's own (docs/dns.md).
+func (a *Agent) names(ctx context.Context, as *api.Assignment, s *driver.NetworkSpec) error {
+	s.DNS = nil
+	for _, p := range s.Interfaces[0].Addrs {
+		s.DNS = append(s.DNS, api.Gateway(p).String())
+	}
+	n, err := read[*api.Network](ctx, a.Store, api.Ref{Kind: api.KindNetwork, Tenant: as.Tenant, Name: as.Spec.Interfaces[0].Network})
+	if err != nil {
+		return err
+	}
+	if n != nil { // it is being removed otherwise
+		s.Search = []string{n.EffectiveDomain()}
+	}
+	return nil
 }
 
 // progressEvery bounds how often readers are woken by a pull.

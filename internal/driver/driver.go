@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"atoll/api"
@@ -87,8 +88,21 @@ type NetworkSpec struct {
 	Address  string // on the bridge, without prefix length
 	Hostname string
 	DNS      []string
+	Search   []string // DNS domains in which names without a dot are looked for
 	// Interfaces are the instance's on networks of its tenant; the first one's gateways lead to what is outside.
 	Interfaces []Interface
+}
+
+// ResolvConf is the content of /etc/resolv.conf.
+func (n NetworkSpec) ResolvConf() string {
+	var b strings.Builder
+	if len(n.Search) > 0 {
+		b.WriteString("search " + strings.Join(n.Search, " ") + "\n")
+	}
+	for _, d := range n.DNS {
+		b.WriteString("nameserver " + d + "\n")
+	}
+	return b.String()
 }
 
 // ModeOverlay is the NetworkSpec.Mode of instances on networks of their tenant.

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"net"
 	"net/netip"
 
 	"atoll/api"
@@ -37,6 +38,14 @@ type Fabric interface {
 // Upstream is a Network that reaches what is outside by another network of the host. It is
 // told before anything else.
 type Upstream interface{ Through(Network) }
+
+// Listener is a Fabric that opens sockets in a network, at addresses that the host has there. errs.Unavailable
+// while the network is not on the host. When the network leaves the host they are closed, if their
+// users have not done it: an open socket keeps a network's namespace alive.
+type Listener interface {
+	Listen(vni uint32, at netip.AddrPort) (net.Listener, error)
+	ListenPacket(vni uint32, at netip.AddrPort) (net.PacketConn, error)
+}
 
 // Net is one tenant's network as a host makes it.
 type Net struct {

@@ -20,7 +20,7 @@ func TestTenantNetworks(t *testing.T) {
 	l := labOf(t, 3)
 	n := &networks{several: several{l}}
 	inTurn(t, []part{
-		{"Grow", n.grow}, {"SpanHosts", n.span}, {"TenantsDoNotMeet", n.apart}, {"GroupsDecide", n.groups}, {"DaemonsAreKilled", n.killed},
+		{"Grow", n.grow}, {"SpanHosts", n.span}, {"TenantsDoNotMeet", n.apart}, {"NamesAreTheTenants", n.names}, {"GroupsDecide", n.groups}, {"DaemonsAreKilled", n.killed},
 		{"AddressMovesWithTheInstance", n.moves}, {"NothingIsLeft", n.gone},
 	})
 }
@@ -123,6 +123,21 @@ func (n *networks) apart(t *testing.T) {
 	}
 }
 
+// The same name is another instance to each tenant, and a bare name is one on the instance's own network.
+func (n *networks) names(t *testing.T) {
+	for _, tenant := range []string{"red", "blue"} {
+		out, err := n.Do("exec", "--tenant", tenant, "web", "--", "nslookup", "near.main.red.atoll.internal")
+		if found := strings.Contains(out, n.addr["red/near"]+"\n"); found != (tenant == "red") {
+			t.Errorf("%s asks for red's near: %v\n%s", tenant, err, out)
+		}
+	}
+	for _, tenant := range []string{"red", "blue"} {
+		if got := n.ask(tenant, "web", "db"); got != "I am "+tenant+"/db" {
+			t.Errorf("%s/web asks db: %q", tenant, got)
+		}
+	}
+}
+
 func (n *networks) groups(t *testing.T) {
 	n.apply(t, `kind: SecurityGroup
 metadata: {name: db-clients, tenant: red}
@@ -176,6 +191,9 @@ func (n *networks) killed(t *testing.T) {
 	n.serve(t, "red", "late", "isle3") // a host that had nothing of red's network
 	n.reaches(t, "red", "web", "late")
 	n.reaches(t, "red", "late", "db")
+	for _, from := range []string{"web", "late"} {
+		eventually(t, "names are answered again", func() (bool, string) { got := n.ask("red", from, "db"); return got == "I am red/db", got })
+	}
 }
 
 func (n *networks) moves(t *testing.T) {

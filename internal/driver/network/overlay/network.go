@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/netip"
@@ -32,6 +33,7 @@ type network struct {
 	mtu      int
 	members  map[netip.Addr]driver.Member
 	policies map[netip.Addr]driver.Policy
+	sockets  map[io.Closer]bool // that others opened here
 }
 
 func (n *network) close() {
@@ -460,6 +462,7 @@ func (n *network) remove(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	d, r := n.d, n.record
+	n.hangUp()
 	if out := d.upstream(); out != nil {
 		if err := out.Detach(ctx, uplinkID(r.Net.VNI)); err != nil {
 			return err

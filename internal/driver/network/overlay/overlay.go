@@ -61,6 +61,7 @@ type Driver struct {
 var (
 	_ driver.Fabric   = (*Driver)(nil)
 	_ driver.Upstream = (*Driver)(nil)
+	_ driver.Listener = (*Driver)(nil)
 )
 
 // New checks the config; it does no I/O.

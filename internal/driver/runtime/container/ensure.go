@@ -89,6 +89,11 @@ func (r *Runtime) check(e *environment, s driver.Spec) error {
 			return errs.New(errs.Invalid, "instance %s: DNS server %q is not an address", s.ID, d)
 		}
 	}
+	for _, d := range s.Network.Search {
+		if d == "" || strings.ContainsAny(d, "\n\r\t ") {
+			return errs.New(errs.Invalid, "instance %s: DNS domain %q is not one", s.ID, d)
+		}
+	}
 	if strings.ContainsAny(hostname(s), "\n\r\x00\t ") || len(hostname(s)) > 64 {
 		return errs.New(errs.Invalid, "instance %s: hostname must be at most 64 characters without blanks", s.ID)
 	}

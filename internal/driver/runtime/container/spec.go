@@ -226,9 +226,5 @@ func etc(s driver.Spec, file string) string {
 		}
 		return h + "127.0.1.1\t" + name + "\n"
 	}
-	var b strings.Builder
-	for _, d := range s.Network.DNS {
-		b.WriteString("nameserver " + d + "\n")
-	}
-	return b.String()
+	return s.Network.ResolvConf()
 }
