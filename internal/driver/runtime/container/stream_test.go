@@ -161,7 +161,7 @@ func TestAttachToATerminal(t *testing.T) {
 
 func TestAFollowerLosesNothingThroughRotations(t *testing.T) {
 	f := open(t)
-	s := f.spec("rotate", "sh", "-c", "seq 1 60000; printf end")
+	s := f.spec("rotate", "sh", "-c", "seq 1 30000; sleep 0.3; seq 30001 60000; printf end")
 	s.Instance.Spec.Logs = &api.LogPolicy{MaxSize: "64Ki", Files: 3}
 	if _, err := f.Ensure(t.Context(), s); err != nil {
 		t.Fatal(err)
@@ -174,7 +174,7 @@ func TestAFollowerLosesNothingThroughRotations(t *testing.T) {
 	if err := f.Start(t.Context(), s.ID); err != nil {
 		t.Fatal(err)
 	}
-	for range 200 { // more often than in life, to have many rotations
+	for range 400 { // more often than in life, to have many rotations; one comes in the pause at the latest
 		if err := f.tend(t.Context(), f.env, s.ID); err != nil {
 			t.Fatal(err)
 		}
