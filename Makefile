@@ -33,7 +33,7 @@ bin/%: $(SOURCES)
 # The containers once more with runc, which hosts without crun have. The guests of test/vm come last and alone:
 # emulated processors take it badly when others want the same cores.
 test: packages build  ## all tests: units, properties, fuzz seeds, real kernels
-	go test -timeout 12m $$(go list ./... | grep -v /test/vm$$)
+	go test -timeout 20m $$(go list ./... | grep -v /test/vm$$)
 	ATOLL_TEST_RUNTIME=runc go test -timeout 5m ./internal/driver/runtime/container
 	go test -timeout 40m ./test/vm
 
