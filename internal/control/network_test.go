@@ -107,6 +107,14 @@ func TestEndpointsFollowTheAddressOfTheirHost(t *testing.T) {
 	if err != nil || w.endpoint("db").Spec.Tunnel != "192.0.2.1" {
 		t.Fatal(err, w.endpoint("db").Spec)
 	}
+	// A new version of its daemon finds out what the host can do; until then it says nothing.
+	silent := api.Clone(n)
+	silent.Status.Drivers = silent.Status.Drivers[:1]
+	w.put(silent)
+	w.settle()
+	if e := w.endpoint("db"); e.Spec.Tunnel != "192.0.2.1" {
+		t.Fatalf("%+v", e.Spec)
+	}
 	n = api.Clone(n)
 	n.Status.Drivers[1].Features["tunnel"] = "192.0.2.99"
 	w.put(n)

@@ -50,15 +50,27 @@ type socket struct {
 	node, tunnel string
 }
 
-// retunnelled names the instances on a host that is reached by another address than their endpoints say.
+// retunnelled names the instances on a host that is reached by another address than their endpoints say. One
+// that says none now, as after it was started with another version, until it has found out what it can do, is where it was.
 func (p *Placement) retunnelled(n *api.Node) []api.Ref {
 	var out []api.Ref
 	for _, s := range p.plugs {
-		if s.node == n.Name && s.tunnel != n.Tunnel() {
+		if s.node == n.Name && n.Tunnel() != "" && s.tunnel != n.Tunnel() {
 			out = append(out, s.ref)
 		}
 	}
 	return out
+}
+
+// tunnel is the address by which an instance's host is reached: what it says, or said last.
+func (p *Placement) tunnel(uid, node string) string {
+	if n := p.view.Node(node); n != nil && n.Object.Tunnel() != "" {
+		return n.Object.Tunnel()
+	}
+	if s := p.plugs[uid]; s.node == node {
+		return s.tunnel
+	}
+	return ""
 }
 
 // plug writes an instance's Endpoint. Nobody else does, and the Assignment that goes with
@@ -66,10 +78,7 @@ func (p *Placement) retunnelled(n *api.Node) []api.Ref {
 func (p *Placement) plug(in *api.Instance, node string, interfaces []api.Interface) store.Op {
 	ref := api.RefOf(in)
 	p.mu.Lock()
-	tunnel := ""
-	if n := p.view.Node(node); n != nil {
-		tunnel = n.Object.Tunnel()
-	}
+	tunnel := p.tunnel(in.UID, node)
 	p.plugs[in.UID] = socket{ref, node, tunnel}
 	p.mu.Unlock()
 	labels := map[string]string{}
@@ -108,10 +117,7 @@ func (p *Placement) rewire(ctx context.Context, s store.Store, in *api.Instance,
 	}
 	p.mu.Lock()
 	had := p.nets.Has(in.UID)
-	labels, at, tunnel := p.nets.Labels(in.UID), p.plugs[in.UID], ""
-	if n := p.view.Node(a.Spec.Node); n != nil {
-		tunnel = n.Object.Tunnel()
-	}
+	labels, at, tunnel := p.nets.Labels(in.UID), p.plugs[in.UID], p.tunnel(in.UID, a.Spec.Node)
 	now, err := p.nets.Give(in)
 	p.mu.Unlock()
 	if err != nil {
