@@ -154,10 +154,8 @@ func (d *Desk) adoptOnce(ctx context.Context, a *adoption) (*api.AdoptAnswer, er
 	case into != a.tenant:
 		return nil, errs.New(errs.Denied, "join token %s is for adopting into %s, not into %s", p.token.Name, into, a.tenant).WithHint("join with --adopt %s, or make another token: atoll node token --adopt %s", into, a.tenant)
 	}
-	if p.id != nil && p.id.Spec.Revoked == "" && p.id.Spec.KeyHash == a.key && p.id.Spec.Adopted == a.tenant {
-		plan := adopt.Make(a.tenant, a.old, adopt.View{}) // it is in: only the names are asked for
-		plan.Clashes = nil
-		return d.adopted(ctx, plan, p.id, a)
+	if a.isIn(p) {
+		return d.inAlready(ctx, a, p)
 	}
 	v, err := d.view(ctx, a, p)
 	if err != nil {
@@ -173,6 +171,11 @@ func (d *Desk) adoptOnce(ctx context.Context, a *adoption) (*api.AdoptAnswer, er
 			return nil, err
 		}
 	}
+	if len(plan.Clashes) > 0 { // with itself, perhaps: an earlier call, whose answer was lost, may have let it in since
+		if now, err := d.look(ctx, a.arrival); err == nil && a.isIn(now) {
+			return d.inAlready(ctx, a, now)
+		}
+	}
 	if a.dry || len(plan.Clashes) > 0 {
 		return &api.AdoptAnswer{Plan: plan.AdoptPlan}, nil
 	}
@@ -183,6 +186,18 @@ func (d *Desk) adoptOnce(ctx context.Context, a *adoption) (*api.AdoptAnswer, er
 		return nil, err
 	}
 	return d.adopted(ctx, plan, id, a)
+}
+
+// isIn reports whether the host is in already, by the same key and into the same tenant.
+func (a *adoption) isIn(p present) bool {
+	return p.id != nil && p.id.Spec.Revoked == "" && p.id.Spec.KeyHash == a.key && p.id.Spec.Adopted == a.tenant
+}
+
+// inAlready answers a host that is in: only the names are asked for.
+func (d *Desk) inAlready(ctx context.Context, a *adoption, p present) (*api.AdoptAnswer, error) {
+	plan := adopt.Make(a.tenant, a.old, adopt.View{})
+	plan.Clashes = nil
+	return d.adopted(ctx, plan, p.id, a)
 }
 
 func (d *Desk) adopted(ctx context.Context, plan adopt.Plan, id *api.NodeIdentity, a *adoption) (*api.AdoptAnswer, error) {
