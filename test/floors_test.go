@@ -115,13 +115,14 @@ var floors = map[string]int{
 	"bench/…":            50,
 }
 
-// suites are conformance suites: they belong to the contract above them, and only
+// suites are conformance suites and what tests share: they belong to the contract above them, and only
 // tests import them.
 var suites = map[string]string{
 	"internal/store/storetest":   "internal/store",
 	"internal/driver/drivertest": "internal/driver",
 	"internal/auth/authtest":     "internal/auth",
 	"internal/image/imagetest":   "internal/image",
+	"internal/sys/systest":       "internal/sys/…",
 }
 
 // doors lists what only some packages may import.

@@ -2,14 +2,10 @@ package resolve
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,39 +19,8 @@ import (
 	"atoll/internal/segment"
 	"atoll/internal/store"
 	"atoll/internal/sys/netlink"
+	"atoll/internal/sys/systest"
 )
-
-const inside = "ATOLL_TEST_IN_NETNS"
-
-// apart reports whether this process is the test's own, with network and mounts of its own; otherwise
-// it has run the test in one. Nothing on the real host changes and nothing stays behind.
-func apart(t *testing.T) bool {
-	t.Helper()
-	if os.Getenv(inside) == t.Name() {
-		return true
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=60s")
-	cmd.Env = append(os.Environ(), inside+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EINVAL):
-		t.Skipf("no namespaces: %v", err)
-	case err != nil:
-		t.Fatalf("in its own namespaces: %v\n%s", err, out)
-	case strings.Contains(string(out), "--- SKIP: "+t.Name()+" "):
-		t.Skipf("%s", out)
-	}
-	t.Logf("%s", out)
-	return false
-}
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -130,7 +95,7 @@ func (b *box) ask(network, gateway, name string) string {
 
 // Instances of two tenants ask the same address for the same name, and each gets its own tenant's.
 func TestInstancesAskTheirGateway(t *testing.T) {
-	if !apart(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	h, err := netlink.Open()

@@ -15,10 +15,11 @@ import (
 	"atoll/internal/driver/drivertest"
 	"atoll/internal/errs"
 	"atoll/internal/sys/netlink"
+	"atoll/internal/sys/systest"
 )
 
 func TestConformance(t *testing.T) {
-	if !onHost(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	drivertest.Network(t, func(t *testing.T) drivertest.NetworkHost {
@@ -52,7 +53,7 @@ func (w *world) clean() {
 }
 
 func TestTraffic(t *testing.T) {
-	if !onHost(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	w := newWorld(t, Config{})
@@ -193,7 +194,7 @@ func (w *world) forged(web, peer, foe *netlink.Namespace) {
 }
 
 func TestOpenTenantsAndDNS(t *testing.T) {
-	if !onHost(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	no := false
@@ -247,7 +248,7 @@ func rulesWithoutCounters(t testing.TB) string {
 }
 
 func TestBesideDocker(t *testing.T) {
-	if !onHost(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	w := newWorld(t, Config{})
@@ -293,7 +294,7 @@ func TestBesideDocker(t *testing.T) {
 }
 
 func TestForwardingIsGivenBack(t *testing.T) {
-	if !onHost(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	w := newWorld(t, Config{})
@@ -315,7 +316,7 @@ func TestForwardingIsGivenBack(t *testing.T) {
 
 // TestCutShort walks through every state a kill -9 can leave behind.
 func TestCutShort(t *testing.T) {
-	if !onHost(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	w := newWorld(t, Config{})
@@ -398,7 +399,7 @@ func TestCutShort(t *testing.T) {
 // TestFlushedWhileRunning: somebody runs "nft flush ruleset"; the next attach, of any
 // instance, puts back the rules of all.
 func TestFlushedWhileRunning(t *testing.T) {
-	if !onHost(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	w := newWorld(t, Config{})
@@ -412,7 +413,7 @@ func TestFlushedWhileRunning(t *testing.T) {
 
 // TestBridgeGoneWhileRunning: the same life notices with the next attach.
 func TestBridgeGoneWhileRunning(t *testing.T) {
-	if !onHost(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	w := newWorld(t, Config{})
@@ -427,7 +428,7 @@ func TestBridgeGoneWhileRunning(t *testing.T) {
 // TestUDPFlowFollows: a client that keeps asking from one port before the port is
 // published, and after it moved to another instance, gets its answers.
 func TestUDPFlowFollows(t *testing.T) {
-	if !onHost(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	w := newWorld(t, Config{})
@@ -460,7 +461,7 @@ func TestUDPFlowFollows(t *testing.T) {
 }
 
 func TestForeignBridgeIsLeftAlone(t *testing.T) {
-	if !onHost(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	w := newWorld(t, Config{})
@@ -520,7 +521,7 @@ func FuzzPortOf(f *testing.F) {
 }
 
 func BenchmarkAttach(b *testing.B) {
-	if !onHost(b) {
+	if !systest.Apart(b) {
 		return
 	}
 	w := newWorld(b, Config{})

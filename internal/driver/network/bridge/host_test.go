@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -22,47 +21,6 @@ import (
 	"atoll/internal/errs"
 	"atoll/internal/sys/netlink"
 )
-
-// Every test here runs in a process of its own whose network namespace plays the host,
-// so nothing on the real host changes and nothing stays behind, even after a crash.
-
-const inside = "ATOLL_TEST_IN_NETNS"
-
-// onHost reports whether this process is the test's own; otherwise it has run the test in one.
-func onHost(t testing.TB) bool {
-	t.Helper()
-	if os.Getenv(inside) == t.Name() {
-		return true
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=120s"}
-	if _, bench := t.(*testing.B); bench {
-		args = []string{"-test.run=^$", "-test.bench=^" + t.Name() + "$", "-test.benchtime=" + os.Getenv("ATOLL_BENCHTIME")}
-		if os.Getenv("ATOLL_BENCHTIME") == "" {
-			args[2] = "-test.benchtime=200x"
-		}
-	}
-	cmd := exec.Command(self, args...)
-	cmd.Env = append(os.Environ(), inside+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EINVAL):
-		t.Skipf("no network namespaces: %v", err)
-	case err != nil:
-		t.Fatalf("in its own network namespace: %v\n%s", err, out)
-	case strings.Contains(string(out), "--- SKIP: "+t.Name()+" "):
-		t.Skipf("%s", out)
-	}
-	t.Logf("%s", out)
-	return false
-}
 
 // world is a host with an uplink to another machine.
 type world struct {

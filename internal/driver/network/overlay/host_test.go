@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,41 +21,8 @@ import (
 	"atoll/internal/driver/network/overlay/bpf"
 	"atoll/internal/errs"
 	"atoll/internal/sys/netlink"
+	"atoll/internal/sys/systest"
 )
-
-// Every test here runs in a process of its own, with network and mounts of its own, in which
-// namespaces play hosts: nothing on the real host changes and nothing stays behind.
-
-const inside = "ATOLL_TEST_IN_NETNS"
-
-// apart reports whether this process is the test's own; otherwise it has run the test in one.
-func apart(t *testing.T) bool {
-	t.Helper()
-	if os.Getenv(inside) == t.Name() {
-		return true
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=120s")
-	cmd.Env = append(os.Environ(), inside+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EINVAL):
-		t.Skipf("no namespaces: %v", err)
-	case err != nil:
-		t.Fatalf("in its own namespaces: %v\n%s", err, out)
-	case strings.Contains(string(out), "--- SKIP: "+t.Name()+" "):
-		t.Skipf("%s", out)
-	}
-	t.Logf("%s", out)
-	return false
-}
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -300,7 +266,7 @@ func (b *box) misses(o *box, port int) {
 }
 
 func TestOneNetworkOverTwoHosts(t *testing.T) {
-	if !apart(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	hs := hosts(t, 2)

@@ -14,10 +14,11 @@ import (
 	"atoll/internal/driver"
 	"atoll/internal/errs"
 	"atoll/internal/sys/netlink"
+	"atoll/internal/sys/systest"
 )
 
 func TestGroupsOnTheWire(t *testing.T) {
-	if !apart(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	hs := hosts(t, 2)
@@ -133,7 +134,7 @@ func alive(c net.Conn) bool {
 }
 
 func TestPublishedPorts(t *testing.T) {
-	if !apart(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	hs := hosts(t, 1)
@@ -189,7 +190,7 @@ func hostNS(t *testing.T) *netlink.Namespace {
 
 // Whatever a kill leaves half made is found by its record, and converged or removed.
 func TestCutShort(t *testing.T) {
-	if !apart(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	hs := hosts(t, 1)
@@ -244,7 +245,7 @@ func inNet(t *testing.T, d *Driver, cmd string) {
 
 // What others removed while the daemon runs is put back.
 func TestReconcile(t *testing.T) {
-	if !apart(t) {
+	if !systest.Apart(t) {
 		return
 	}
 	x := hosts(t, 1)[0]

@@ -2,60 +2,24 @@ package bpf
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
 
 	"atoll/internal/driver"
+	"atoll/internal/sys/systest"
 )
 
-// Every test here runs in a process of its own that has its own network and mount
-// namespaces: nothing on the real host changes, and what is pinned or attached goes with it,
-// even after a crash.
-
-const inside = "ATOLL_TEST_IN_NETNS"
-
-// onHost reports whether this process is the test's own; otherwise it has run the test in one.
+// onHost is systest.Apart, where the kernel loads eBPF at all.
 func onHost(t testing.TB) bool {
 	t.Helper()
-	if os.Getenv(inside) == t.Name() {
-		// What is mounted from here on is nobody else's.
-		if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
-			t.Fatal(err)
-		}
-		return true
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	if why := cannotLoad(); why != "" {
+	if why := cannotLoad(); os.Geteuid() == 0 && why != "" {
 		t.Skip(why)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=120s")
-	cmd.Env = append(os.Environ(), inside+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	switch {
-	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EINVAL):
-		t.Skipf("no namespaces: %v", err)
-	case err != nil:
-		t.Fatalf("in its own namespaces: %v\n%s", err, out)
-	case strings.Contains(string(out), "--- SKIP: "+t.Name()+" "):
-		t.Skipf("%s", out)
-	}
-	t.Logf("%s", out)
-	return false
+	return systest.Apart(t)
 }
 
 // cannotLoad asks the kernel by the smallest program and map there are, so that a fault of
