@@ -73,7 +73,12 @@ func (c *call) grantCreate(o api.Object) error {
 			return err
 		}
 		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
+	case *api.SecurityGroup:
+		return c.tenantIsThere(o.Tenant)
 	case *api.Network:
+		if err := c.tenantIsThere(o.Tenant); err != nil {
+			return err
+		}
 		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
 	case *api.Deployment, *api.Job, *api.CronJob:
 		return c.grantWorkload(o)
@@ -105,8 +110,13 @@ func (c *call) mayShare(shared bool) error {
 	return nil
 }
 
+func (c *call) tenantIsThere(name string) error {
+	_, err := c.Store.Get(c.r.Context(), api.Ref{Kind: api.KindTenant, Name: name})
+	return err
+}
+
 func (c *call) roomForBudget(b *api.DisruptionBudget) error {
-	if _, err := c.Store.Get(c.r.Context(), api.Ref{Kind: api.KindTenant, Name: b.Tenant}); err != nil {
+	if err := c.tenantIsThere(b.Tenant); err != nil {
 		return err
 	}
 	list, _, err := c.Store.List(c.r.Context(), api.Selector{Kind: api.KindDisruptionBudget, Tenant: b.Tenant, Limit: api.MaxBudgets})

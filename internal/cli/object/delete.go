@@ -245,9 +245,28 @@ func deleteOne(ctx context.Context, c *verb.Call, cl conn.Client, obj api.Object
 	if !w.Wait {
 		return nil
 	}
+	if n, ok := obj.(*api.Network); ok {
+		sayWhoIsOn(ctx, c, n)
+	}
 	return c.Within(ctx, w.Timeout, render.ShortRef(obj)+" is gone", func(ctx context.Context) error {
 		return c.WaitGone(ctx, ref, obj.Metadata().UID)
 	})
+}
+
+// sayWhoIsOn tells what the removal of a network waits for; nothing where that cannot be found out.
+func sayWhoIsOn(ctx context.Context, c *verb.Call, n *api.Network) {
+	on, err := verb.List[*api.Endpoint](ctx, c, api.Selector{Kind: api.KindEndpoint, Tenant: n.Tenant, Labels: []api.LabelTerm{{Key: api.NetworkLabel(n.Name)}}})
+	if err != nil || len(on) == 0 {
+		return
+	}
+	names, more := []string{}, ""
+	for _, e := range on[:min(len(on), 5)] {
+		names = append(names, e.Name)
+	}
+	if len(on) > len(names) {
+		more = fmt.Sprintf(" and %d more", len(on)-len(names))
+	}
+	fmt.Fprintf(c.Err, "waiting: %s goes when nothing is on it; now: %s%s\n", render.ShortRef(n), strings.Join(names, ", "), more)
 }
 
 // DeleteOf is 'delete' of one kind.
