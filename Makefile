@@ -30,10 +30,13 @@ bin/%: $(SOURCES)
 	@mkdir -p bin
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 
-# The containers once more with runc, which hosts without crun have. The guests of test/vm come last and alone:
-# emulated processors take it badly when others want the same cores.
+# What plays several hosts, and is about who answers in time, gets the machine for itself, one package after the other. The
+# containers once more with runc, which hosts without crun have. The guests of test/vm come last and alone: emulated
+# processors take it badly when others want the same cores.
+HOSTS = /internal/store/etcdstore$$|/test/(e2e|lab|safety)$$
 test: packages build  ## all tests: units, properties, fuzz seeds, real kernels
-	go test -timeout 20m $$(go list ./... | grep -v /test/vm$$)
+	go test -timeout 20m $$(go list ./... | grep -v -E '/test/vm$$|$(HOSTS)')
+	go test -timeout 20m -p 1 $$(go list ./... | grep -E '$(HOSTS)')
 	ATOLL_TEST_RUNTIME=runc go test -timeout 5m ./internal/driver/runtime/container
 	go test -timeout 40m ./test/vm
 

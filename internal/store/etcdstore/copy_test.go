@@ -136,10 +136,8 @@ func TestYield(t *testing.T) {
 	}
 	w := g.join("w")
 	m3 := g.join("m3")
-	if err := first.handOver(t.Context(), w.Self()); err != nil {
-		t.Fatal(err)
-	}
-	until(t, "the witness leads", w.leads)
+	// On a busy machine the others may not be level yet: then the lead stays, and is given again.
+	until(t, "the witness leads", func() bool { return w.leads() || first.handOver(t.Context(), w.Self()) == nil && w.leads() })
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.Yield(ctx, func(_ context.Context, p store.Peer) bool { return p.Name == "m3" }) }()
