@@ -58,6 +58,8 @@ var definitions = []*Definition{
 	assignmentDefinition(),
 	networkDefinition(),
 	endpointDefinition(),
+	addressPoolDefinition(),
+	addressDefinition(),
 	moveDefinition(),
 	drainDefinition(),
 	deploymentDefinition(),

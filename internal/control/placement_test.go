@@ -42,16 +42,22 @@ func (w *world) tell(about api.Ref, uid, typ, reason, message string) {
 func newWorld(t *testing.T, subnet string) *world {
 	t.Helper()
 	w := &world{t: t, mem: store.NewMem(), clk: clock.NewManual(time.Unix(1000, 0))}
+	w.lead(subnet)
+	return w
+}
+
+// lead starts all controllers anew, as on a host that takes over.
+func (w *world) lead(subnet string) {
+	w.t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	w.eng = reconcile.New(w.mem, w.clk, log, reconcile.Events{})
 	cs, err := All(Deps{Clock: w.clk, Log: log, Tell: w.tell, Subnet: subnet, Keep: policy.Keep{Buffer: 10}, Chain: policy.Chain{Filters: []policy.Filter{host.New(), resource.New(), port.New()}}})
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	for _, c := range cs {
 		w.eng.Add(c, 1)
 	}
-	return w
 }
 
 func (w *world) settle() {

@@ -73,8 +73,8 @@ func (c *call) grantCreate(o api.Object) error {
 			return err
 		}
 		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
-	case *api.SecurityGroup:
-		return c.tenantIsThere(o.Tenant)
+	case *api.SecurityGroup, *api.Address:
+		return c.tenantIsThere(o.Metadata().Tenant)
 	case *api.Network:
 		if err := c.tenantIsThere(o.Tenant); err != nil {
 			return err

@@ -159,6 +159,10 @@ func exampleSpec(k api.Kind) obj {
 		return obj{"reference": exampleReference}
 	case api.KindNetwork:
 		return obj{"cidr": "10.1.0.0/16"}
+	case api.KindAddressPool:
+		return obj{"prefixes": []string{"203.0.113.8/29"}, "tenants": []string{"acme"}}
+	case api.KindAddress:
+		return obj{"pool": "public", "instance": "web"}
 	case api.KindDisruptionBudget:
 		return obj{"labels": obj{"app": "db"}, "minAvailable": 2}
 	case api.KindSecurityGroup:

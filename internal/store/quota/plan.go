@@ -62,6 +62,8 @@ func (b *books) plan(ctx context.Context, ops []store.Op) (*plan, error) {
 		case op.Verb == store.Check:
 		case op.Target().Kind == api.KindInstance:
 			err = p.instance(ctx, op)
+		case op.Target().Kind == api.KindAddress:
+			err = p.address(ctx, op)
 		case op.Target().Kind == api.KindTenant:
 			err = p.tenant(ctx, op, i)
 		}
@@ -138,6 +140,29 @@ func (p *plan) instance(ctx context.Context, op *store.Op) error {
 	if begins {
 		p.started[tenant] = append(p.started[tenant], is.Name)
 	}
+	return p.charge(ctx, tenant, delta, waits)
+}
+
+// address counts those of a tenant: there are few in the world.
+func (p *plan) address(ctx context.Context, op *store.Op) error {
+	was, err := pinned[*api.Address](ctx, p, op)
+	if err != nil {
+		return err
+	}
+	delta := sums{}
+	switch {
+	case op.Verb == store.Put && was == nil:
+		delta[api.Addresses] = 1
+	case op.Verb == store.Delete && was != nil:
+		delta[api.Addresses] = -1
+	default:
+		return nil
+	}
+	return p.charge(ctx, op.Target().Tenant, delta, sums{})
+}
+
+// charge books a difference on a tenant, those above it, and the pool.
+func (p *plan) charge(ctx context.Context, tenant string, delta, waits sums) error {
 	for _, path := range append(api.TenantChain(tenant), "") {
 		a, err := p.account(ctx, path)
 		if err != nil {

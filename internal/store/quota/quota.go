@@ -82,9 +82,14 @@ func (q *Store) Commit(ctx context.Context, ops ...store.Op) (int64, error) {
 	return q.join(ctx, ops)
 }
 
+// counts reports whether objects of a kind are in the ledgers.
+func counts(k api.Kind) bool {
+	return k == api.KindInstance || k == api.KindTenant || k == api.KindAddress
+}
+
 func concerned(ops []store.Op) bool {
 	for _, op := range ops {
-		if k := op.Target().Kind; op.Verb != store.Check && (k == api.KindInstance || k == api.KindTenant) {
+		if k := op.Target().Kind; op.Verb != store.Check && counts(k) {
 			return true
 		}
 	}
@@ -94,7 +99,7 @@ func concerned(ops []store.Op) bool {
 // comesOrGoes reports whether something is created or removed, which always has to be counted.
 func comesOrGoes(ops []store.Op) bool {
 	for _, op := range ops {
-		if k := op.Target().Kind; (k == api.KindInstance || k == api.KindTenant) && (op.Verb == store.Delete || op.Verb == store.Put && op.Rev == 0) {
+		if k := op.Target().Kind; counts(k) && (op.Verb == store.Delete || op.Verb == store.Put && op.Rev == 0) {
 			return true
 		}
 	}

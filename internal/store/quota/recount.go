@@ -54,7 +54,11 @@ func (q *Store) recount(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	want, err := count(tenants, instances)
+	addresses, _, err := store.List[*api.Address](ctx, q.Store, api.Selector{Kind: api.KindAddress})
+	if err != nil {
+		return 0, err
+	}
+	want, err := count(tenants, instances, addresses)
 	if err != nil {
 		return 0, err
 	}
@@ -99,7 +103,7 @@ func same(a, b api.LedgerSpec) bool {
 }
 
 // count makes every ledger from nothing but the objects.
-func count(tenants []*api.Tenant, instances []*api.Instance) (map[string]api.LedgerSpec, error) {
+func count(tenants []*api.Tenant, instances []*api.Instance, addresses []*api.Address) (map[string]api.LedgerSpec, error) {
 	requested, waits, promised := map[string]sums{"": {}}, map[string]sums{"": {}}, map[string]sums{"": {}}
 	guarantees := map[string]api.Resources{}
 	next := uint32(0)
@@ -126,6 +130,16 @@ func count(tenants []*api.Tenant, instances []*api.Instance) (map[string]api.Led
 				return nil, err
 			}
 			if err := requested[path].add(usage(in), 1); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, a := range addresses {
+		for _, path := range append(api.TenantChain(a.Tenant), "") {
+			if requested[path] == nil {
+				requested[path], waits[path] = sums{}, sums{}
+			}
+			if err := requested[path].add(sums{api.Addresses: 1}, 1); err != nil {
 				return nil, err
 			}
 		}
