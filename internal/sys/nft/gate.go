@@ -19,6 +19,7 @@ type Gate struct {
 	Uplink    string // cable to the host; "" when there is no way out
 	Tunnel    uint16 // UDP port of tunnels between hosts: nothing from inside goes there
 	Published []Entrance
+	Floating  []Floating // To is the instance
 }
 
 // Entrance is a port of the host that leads to an instance. What arrives comes by the same port of the cable.
@@ -53,7 +54,11 @@ func SetGate(ns int, g Gate) error {
 			return errs.New(errs.Internal, "set %s: %w", pub.Name, err)
 		}
 	}
-	for _, ch := range gateChains(g, t, pub) {
+	in, under, err := gateFloating(c, t, g.Floating)
+	if err != nil {
+		return err
+	}
+	for _, ch := range gateChains(g, t, pub, in, under) {
 		c.AddChain(ch.Chain)
 		for _, r := range ch.rules {
 			c.AddRule(&nftables.Rule{Table: t, Chain: ch.Chain, Exprs: r.exprs, UserData: comment(r.why)})
@@ -65,7 +70,7 @@ func SetGate(ns int, g Gate) error {
 	return nil
 }
 
-func gateChains(g Gate, t *nftables.Table, pub *nftables.Set) []*chain {
+func gateChains(g Gate, t *nftables.Table, pub, in, under *nftables.Set) []*chain {
 	base := func(name string, typ nftables.ChainType, h *nftables.ChainHook, prio nftables.ChainPriority) *nftables.Chain {
 		pol := nftables.ChainPolicyDrop
 		if typ == nftables.ChainTypeNAT {
@@ -82,8 +87,10 @@ func gateChains(g Gate, t *nftables.Table, pub *nftables.Set) []*chain {
 		up, toUp := ifName(unix.NFT_META_IIFNAME, g.Uplink), ifName(unix.NFT_META_OIFNAME, g.Uplink)
 		out = append(out,
 			&chain{Chain: base("arriving", nat, nftables.ChainHookPrerouting, -100), rules: []rule{
+				{"to a floating address", join(up, floatingIn(in).exprs)},
 				{"published", join(up, ip4(), dnat(pub, l4proto(reg1), dport(w(1))))}}},
 			&chain{Chain: base("leaving", nat, nftables.ChainHookPostrouting, 100), rules: []rule{
+				{"to the outside under a floating address", join(toUp, ip4(), snatTo(under))},
 				{"to the outside under the address of the cable", join(toUp, masquerade())}}})
 		through = append(through,
 			rule{"no tunnel in a tunnel", join(inside, equal(l4proto(reg1), reg1, []byte{unix.IPPROTO_UDP}), equal(dport(reg1), reg1, binaryutil.BigEndian.PutUint16(g.Tunnel)), count(), verdict(expr.VerdictDrop, ""))},
@@ -114,3 +121,27 @@ const (
 	ndNeighbourSolicit = 135
 	ndNeighbourAdvert  = 136
 )
+
+// gateFloating makes the two maps of floating addresses of a gate.
+func gateFloating(c *nftables.Conn, t *nftables.Table, all []Floating) (in, under *nftables.Set, err error) {
+	sets := floatingSets(t)
+	in, under = sets[1], sets[2]
+	entries := floatingEntries(all)
+	for _, m := range []*nftables.Set{in, under} {
+		var els []nftables.SetElement
+		for s, e := range entries {
+			if s.set == m.Name {
+				els = append(els, nftables.SetElement{Key: []byte(s.key), Val: []byte(e.val)})
+			}
+		}
+		if err := c.AddSet(m, nil); err != nil {
+			return nil, nil, errs.New(errs.Internal, "set %s: %w", m.Name, err)
+		}
+		for part := range slices.Chunk(els, 200) {
+			if err := c.SetAddElements(m, part); err != nil {
+				return nil, nil, errs.New(errs.Internal, "set %s: %w", m.Name, err)
+			}
+		}
+	}
+	return in, under, nil
+}

@@ -22,6 +22,9 @@ const (
 	setMember = "members"
 	mapPub    = "published"
 	mapPubAt  = "published_at"
+	setFloat  = "floating"
+	mapFloat  = "floating_to"
+	mapUnder  = "floating_under"
 )
 
 // Registers: reg 1..4 are 16 bytes wide, w(n) is the n-th 4-byte word of the same space.
@@ -72,6 +75,7 @@ func sets(inet, br *nftables.Table) map[string]*nftables.Set {
 		{Table: inet, Name: mapPubAt, Comment: "published on one address", IsMap: true,
 			KeyType: concat(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService), DataType: target, Concatenation: true},
 	}
+	all = append(all, floatingSets(inet)...)
 	out := map[string]*nftables.Set{}
 	for _, s := range all {
 		out[s.Name] = s
@@ -149,15 +153,17 @@ func inetChains(c Config, t *nftables.Table, s map[string]*nftables.Set) []*chai
 			{"route_localnet is on for the bridge: no loopback from there", join(from, ip4(), within(16, loopback), count(), verdict(expr.VerdictDrop, ""))},
 			{"nor forged loopback", join(from, ip4(), within(12, loopback), count(), verdict(expr.VerdictDrop, ""))},
 		}},
-		{Chain: base("arriving", nat, nftables.ChainHookPrerouting, -100), rules: append(prerouting, pub(local)...)},
+		{Chain: base("arriving", nat, nftables.ChainHookPrerouting, -100), rules: append(append(prerouting, floatingIn(s[mapFloat])), pub(local)...)},
 		// With br_netfilter on, a packet to a published port whose instance is on the same
 		// bridge is not routed but bridged on, past the wall that only knows addresses.
 		// The mark tells the wall that the port is published; it is wiped there, or below.
 		{Chain: base("arrived", filter, nftables.ChainHookPrerouting, -50), rules: []rule{
 			{"to a published port, or back", join(from, ctStatusDNAT(), ip4(), within(16, c.Subnet), markPublished())},
 		}},
-		{Chain: base("local", nat, nftables.ChainHookOutput, -100), rules: pub(local)},
+		{Chain: base("local", nat, nftables.ChainHookOutput, -100), rules: append(pub(local), floatingIn(s[mapFloat]))},
 		{Chain: base("leaving", nat, nftables.ChainHookPostrouting, 100), rules: []rule{
+			{"to the outside under a floating address", join(ip4(), within(12, c.Subnet), notTo, snatTo(s[mapUnder]))},
+			{"back by the way it came: from an instance to a floating address", join(ip4(), within(12, c.Subnet), to, net(16, 4, reg1), in(s[setFloat], reg1), masquerade())},
 			{"to the outside under the host's address", join(ip4(), within(12, c.Subnet), notTo, masquerade())},
 			{"back by the way it came: from an instance to a published port", join(ip4(), within(12, c.Subnet), to, ctStatusDNAT(), masquerade())},
 			{"back by the way it came: from the host's loopback", join(to, ip4(), within(12, loopback), masquerade())},
@@ -171,6 +177,7 @@ func inetChains(c Config, t *nftables.Table, s map[string]*nftables.Set) []*chai
 		{Chain: &nftables.Chain{Table: t, Name: "to_instance"}, rules: []rule{
 			{"answers", join(ctEstablished(), verdict(expr.VerdictAccept, ""))},
 			{"published ports", join(ctStatusDNAT(), verdict(expr.VerdictAccept, ""))},
+			{"floating addresses", join(ip4(), net(16, 4, reg1), in(s[setFloat], reg1), verdict(expr.VerdictAccept, ""))},
 			{"nothing else comes in", join(count(), verdict(expr.VerdictDrop, ""))},
 		}},
 		{Chain: base("to_host", filter, nftables.ChainHookInput, 0), rules: []rule{

@@ -58,11 +58,14 @@ type Driver struct {
 	mu   sync.Mutex
 	host *netlink.Handle // nil: not opened
 	base base
+	// claims are the floating addresses of the last Float.
+	claims []netlink.Claim
 }
 
 var (
 	_ driver.Network    = (*Driver)(nil)
 	_ driver.Reconciler = (*Driver)(nil)
+	_ driver.Floater    = (*Driver)(nil)
 )
 
 // base is what all instances share; its zero value means not made sure of yet.
@@ -332,8 +335,16 @@ func (d *Driver) ensureBase(again bool) (base, error) {
 // Reconcile puts back whatever of the shared part others removed: the bridge, our
 // tables with the elements of all instances, our rules in Docker's chain.
 func (d *Driver) Reconcile(context.Context) error {
-	_, err := d.ensureBase(true)
-	return err
+	if _, err := d.ensureBase(true); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	claims := d.claims
+	d.mu.Unlock()
+	if len(claims) == 0 {
+		return nil
+	}
+	return netlink.SetClaims(claims)
 }
 
 const forwardKey = "ipv4/ip_forward"
@@ -402,6 +413,7 @@ func (d *Driver) Observe(context.Context) ([]string, error) {
 	for _, id := range elements {
 		ids[id] = true
 	}
+	delete(ids, nft.FloatingID) // no instance
 	return slices.Sorted(maps.Keys(ids)), nil
 }
 
@@ -443,6 +455,10 @@ func (d *Driver) Teardown(context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.base = base{}
+	d.claims = nil
+	if err := netlink.SetClaims(nil); err != nil {
+		return err
+	}
 	links, err := h.Links()
 	if err != nil {
 		return err

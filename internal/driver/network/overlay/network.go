@@ -67,6 +67,9 @@ func (n *network) replace(ctx context.Context, net driver.Net, members []driver.
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.record.Net = net
+	if f, said := n.d.arriving(net.VNI); said {
+		n.record.Floating = f
+	}
 	if err := n.base(ctx); err != nil {
 		return err
 	}
@@ -315,7 +318,7 @@ func (n *network) wayOut(ctx context.Context) error {
 			return err
 		}
 	}
-	g.Uplink, g.Published = uplinkName, r.entrances()
+	g.Uplink, g.Published, g.Floating = uplinkName, r.entrances(), r.Floating
 	if err := nft.SetGate(n.ns.FD(), g); err != nil {
 		return err
 	}

@@ -30,6 +30,7 @@ import (
 	"atoll/internal/driver/network/overlay/bpf"
 	"atoll/internal/errs"
 	"atoll/internal/sys/netlink"
+	"atoll/internal/sys/nft"
 )
 
 const (
@@ -49,19 +50,21 @@ type Driver struct {
 	clock clock.Clock
 	log   *slog.Logger
 
-	mu   sync.Mutex
-	out  driver.Network // the host's own bridge; nil: there is no way out
-	wall *bpf.Wall      // nil: not opened
-	host *netlink.Handle
-	next int // index of the next link
-	nets map[uint32]*network
-	ways map[uint32]netip.Addr // of networks' cables to the host
+	mu     sync.Mutex
+	out    driver.Network // the host's own bridge; nil: there is no way out
+	wall   *bpf.Wall      // nil: not opened
+	host   *netlink.Handle
+	next   int // index of the next link
+	nets   map[uint32]*network
+	ways   map[uint32]netip.Addr // of networks' cables to the host
+	arrive map[uint32][]nft.Floating
 }
 
 var (
 	_ driver.Fabric   = (*Driver)(nil)
 	_ driver.Upstream = (*Driver)(nil)
 	_ driver.Listener = (*Driver)(nil)
+	_ driver.Arrivals = (*Driver)(nil)
 )
 
 // New checks the config; it does no I/O.

@@ -24,6 +24,8 @@ type record struct {
 	Index  int        `json:"index"`           // of the switch
 	Uplink netip.Addr `json:"uplink,omitzero"` // of the cable to the host
 	Wires  []*wire    `json:"wires,omitempty"` //
+	// Floating addresses that arrive here; To is the instance.
+	Floating []nft.Floating `json:"floating,omitempty"`
 }
 
 // wire is an instance's cable.
