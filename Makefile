@@ -33,7 +33,7 @@ bin/%: $(SOURCES)
 # What plays several hosts, and is about who answers in time, gets the machine for itself, one package after the other. The
 # containers once more with runc, which hosts without crun have. The guests of test/vm come last and alone: emulated
 # processors take it badly when others want the same cores.
-HOSTS = /internal/store/etcdstore$$|/test/(e2e|lab|safety)$$
+HOSTS = /internal/(fence|store/etcdstore)$$|/test/(e2e|lab|safety)$$
 test: packages build  ## all tests: units, properties, fuzz seeds, real kernels
 	go test -timeout 20m $$(go list ./... | grep -v -E '/test/vm$$|$(HOSTS)')
 	go test -timeout 20m -p 1 $$(go list ./... | grep -E '$(HOSTS)')

@@ -165,6 +165,7 @@ func New(d Deps) *Agent {
 	a.engine.Add(&instances{a}, 32)
 	a.engine.Add(&tenants{a}, 1)
 	a.engine.Add(&images{a}, 1)
+	a.engine.Add(&floats{Agent: a}, 1)
 	a.engine.Add(&upkeep{Agent: a}, 1)
 	return a
 }
@@ -253,6 +254,7 @@ func (a *Agent) probeFabric(ctx context.Context) {
 
 // enqueueKnown looks at everything found on the node: what the store does not want here must go.
 func (a *Agent) enqueueKnown() {
+	a.engine.Enqueue("floats", floatsRef)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, id := range sortedNames(a.lives) {

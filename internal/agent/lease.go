@@ -85,6 +85,7 @@ func (a *Agent) LeaseLost(ctx context.Context) {
 			}
 		})
 	}
+	wg.Go(func() { a.letGo(ctx) })
 	wg.Wait()
 	if len(victims) > 0 {
 		a.Log.Warn("the lease ended: stopped what must not run twice", "instances", len(victims))

@@ -300,36 +300,45 @@ func (c *Floats) place(ctx context.Context, s store.Store, a *api.Address, st *a
 	if as.Spec.Node == "" {
 		return say("NotPlaced", "instance %s is on no host", a.Spec.Instance)
 	}
-	inside, vni, why := arrival(&as.Spec, a.Spec.Network)
+	inside, on, why := arrival(&as.Spec, a.Spec.Network)
 	if why != "" {
 		return say("NotOnNetwork", "instance %s %s", a.Spec.Instance, why)
 	}
-	st.Node, st.InstanceUID, st.VNI, st.Inside = as.Spec.Node, as.Spec.InstanceUID, vni, inside
+	if on.VNI != 0 {
+		n, err := store.Get[*api.Network](ctx, s, api.Ref{Kind: api.KindNetwork, Tenant: a.Tenant, Name: on.Network})
+		if err != nil && !errors.Is(err, errs.NotFound) {
+			return fmt.Errorf("read network %s: %w", on.Network, err)
+		}
+		if err == nil && n.Spec.Egress == "none" {
+			return say("NoWay", "network %s has egress none: nothing from outside reaches it; choose another of the instance's networks", on.Network)
+		}
+	}
+	st.Node, st.InstanceUID, st.VNI, st.Inside = as.Spec.Node, as.Spec.InstanceUID, on.VNI, inside
 	ready.Status = true
 	return nil
 }
 
 // arrival is where on an instance an address arrives.
-func arrival(as *api.AssignmentSpec, network string) (inside string, vni uint32, why string) {
+func arrival(as *api.AssignmentSpec, network string) (inside string, on api.Interface, why string) {
 	if len(as.Interfaces) == 0 {
 		switch {
 		case network != "" && network != api.NetworkDefault:
-			return "", 0, "is not on network " + network
+			return "", on, "is not on network " + network
 		case as.Address == "":
-			return "", 0, "has no address of its own: it is on no network, or on its host's"
+			return "", on, "has no address of its own: it is on no network, or on its host's"
 		}
-		return as.Address, 0, ""
+		return as.Address, on, ""
 	}
 	i := 0
 	if network != "" {
 		if i = slices.IndexFunc(as.Interfaces, func(x api.Interface) bool { return x.Network == network }); i < 0 {
-			return "", 0, "is not on network " + network
+			return "", on, "is not on network " + network
 		}
 	}
-	x := as.Interfaces[i]
-	inside, _, _ = strings.Cut(x.Address, "/")
+	on = as.Interfaces[i]
+	inside, _, _ = strings.Cut(on.Address, "/")
 	if inside == "" {
-		return "", 0, "has no IPv4 address on network " + x.Network
+		return "", on, "has no IPv4 address on network " + on.Network
 	}
-	return inside, x.VNI, ""
+	return inside, on, ""
 }

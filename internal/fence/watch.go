@@ -236,6 +236,10 @@ func (w *watchdog) kill() {
 	}
 	var paths []string
 	var of []int // which item a path belongs to
+	claimed := addressesOf(w.cfg.Group, due)
+	if err := disclaim(claimed); err != nil {
+		w.say("it may still answer for %v: %v", claimed, err)
+	}
 	rec := make([]Fenced, len(due))
 	open := make([]int, len(due))
 	for n, i := range due {
