@@ -76,8 +76,8 @@ func (a *Address) Fixed(old Object) []errs.Field {
 	return f
 }
 
-// ready is the condition Ready; the zero Condition when nothing was said yet.
-func (a *Address) ready() Condition {
+// Ready is the condition Ready; the zero Condition when nothing was said yet.
+func (a *Address) Ready() Condition {
 	if i := slices.IndexFunc(a.Status.Conditions, func(c Condition) bool { return c.Type == ConditionReady }); i >= 0 {
 		return a.Status.Conditions[i]
 	}
@@ -100,7 +100,7 @@ func addressDefinition() *Definition {
 			{Name: "NODE", Value: status(func(s *AddressStatus) string { return s.Node })},
 			{Name: "INSIDE", Wide: true, Value: status(func(s *AddressStatus) string { return s.Inside })},
 			{Name: "READY", Value: func(o Object, _ time.Time) string {
-				switch c := o.(*Address).ready(); {
+				switch c := o.(*Address).Ready(); {
 				case c.Status:
 					return "true"
 				case c.Reason != "":

@@ -39,7 +39,7 @@ func Commands() []verb.Def {
 		live.Start(), live.Stop(), live.Restart(), workload.Scale(), workload.Rollout(),
 		object.Get(), tell.Describe(), object.Apply(), object.Edit(), object.Delete(), object.Wait(),
 		tell.Why(), tell.Explain(), tell.Events(), tell.Top(), plan.Plan(), tell.Resources(),
-		pool.Tenant(), pool.Network(), pool.Node(), pool.Image(), pool.User(), pool.Token(), pool.Role(),
+		pool.Tenant(), pool.Network(), pool.Address(), pool.Node(), pool.Image(), pool.User(), pool.Token(), pool.Role(),
 		setup.Use(), setup.Login(), setup.Backup(), setup.Recover(), setup.Upgrade(), setup.Sim(), setup.Doctor(), setup.Version(), completionVerb(),
 	}, pool.Maintenance()...)
 }

@@ -184,7 +184,6 @@ func waiting(ctx context.Context, s store.Store) ([]api.Ref, error) {
 	return out, nil
 }
 
-
 // settle writes what is true of one Address now.
 func (c *Floats) settle(ctx context.Context, s store.Store, a *api.Address) error {
 	st := api.AddressStatus{Address: a.Status.Address, Pool: a.Status.Pool, Conditions: slices.Clone(a.Status.Conditions)}

@@ -21,7 +21,7 @@ func TestTenantNetworks(t *testing.T) {
 	n := &networks{several: several{l}}
 	inTurn(t, []part{
 		{"Grow", n.grow}, {"SpanHosts", n.span}, {"TenantsDoNotMeet", n.apart}, {"NamesAreTheTenants", n.names}, {"GroupsDecide", n.groups}, {"DaemonsAreKilled", n.killed},
-		{"AddressMovesWithTheInstance", n.moves}, {"NothingIsLeft", n.gone},
+		{"AddressMovesWithTheInstance", n.moves}, {"HostIsCutOff", n.cutOff}, {"NothingIsLeft", n.gone},
 	})
 }
 
@@ -86,6 +86,18 @@ func (n *networks) ask(tenant, from, addr string) string {
 		return "error: " + err.Error()
 	}
 	return strings.TrimSpace(out)
+}
+
+// floating is an address of the hosts' network that is no host's.
+const floating = "10.99.0.200"
+
+// outside is what a machine beside the hosts gets from an address; "" when nothing answers.
+func (n *networks) outside(addr string) string {
+	out, err := n.Command("busybox", "sh", "-c", `printf 'GET / HTTP/1.0\r\n\r\n' | busybox nc -w 2 `+addr+" 80 | tail -n 1").Output()
+	if err != nil {
+		return "error: " + err.Error()
+	}
+	return strings.TrimSpace(string(out))
 }
 
 func (n *networks) reaches(t *testing.T, tenant, from, to string) {
@@ -200,6 +212,16 @@ func (n *networks) moves(t *testing.T) {
 	n.serve(t, "red", "mover", "")
 	e := n.find(t, "red", "mover")
 	was := n.addr["red/mover"]
+	n.do(t, "address", "pool", "create", "dmz", floating+"/32")
+	out := n.do(t, "address", "create", "public", "--tenant", "red", "--instance", "mover")
+	if !strings.Contains(out, floating+" leads to mover on "+e.Spec.Node) {
+		t.Errorf("told: %s", out)
+	}
+	floats := func(when string) {
+		t.Helper()
+		eventually(t, "its floating address answers "+when, func() (bool, string) { got := n.outside(floating); return got == "I am red/mover", got })
+	}
+	floats("where it is")
 	lost := n.Host(e.Spec.Node)
 	if err := lost.PowerOff(); err != nil {
 		t.Fatal(err)
@@ -220,12 +242,61 @@ func (n *networks) moves(t *testing.T) {
 		from = "db"
 	}
 	eventually(t, "it answers there", func() (bool, string) { got := n.ask("red", from, was); return got == "I am red/mover", got })
+	floats("on the other host")
 	if err := lost.PowerOn(); err != nil {
 		t.Fatal(err)
 	}
 	if err := lost.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	floats("after the lost host is back")
+}
+
+// A host that is cut off, and whose daemon is dead besides, lets go of the address before another has it.
+func (n *networks) cutOff(t *testing.T) {
+	e := n.find(t, "red", "mover")
+	cut := n.Host(e.Spec.Node)
+	claims := func() string {
+		out, err := cut.Exec("ip", "neigh", "show", "proxy").CombinedOutput()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	if !strings.Contains(claims(), floating) {
+		t.Fatalf("it is not %s that answers: %s", cut.Name, claims())
+	}
+	if err := cut.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another host answers for it", func() (bool, string) {
+		for _, h := range n.Hosts {
+			out, err := h.Exec("ip", "neigh", "show", "proxy").CombinedOutput()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h != cut && strings.Contains(string(out), floating) {
+				if strings.Contains(claims(), floating) {
+					t.Error("two hosts answer for it")
+				}
+				return true, ""
+			}
+		}
+		return false, "nobody else"
+	})
+	eventually(t, "its floating address answers", func() (bool, string) { got := n.outside(floating); return got == "I am red/mover", got })
+	if err := cut.Begin(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cut.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.do(t, "address", "detach", "public", "--tenant", "red")
+	eventually(t, "it leads nowhere", func() (bool, string) { got := n.outside(floating); return got == "", got })
+	n.do(t, "address", "attach", "public", "web", "--tenant", "red")
+	eventually(t, "it leads to web", func() (bool, string) { got := n.outside(floating); return got == "I am red/web", got })
+	n.do(t, "address", "delete", "public", "--tenant", "red")
+	eventually(t, "it is nobody's", func() (bool, string) { got := n.outside(floating); return got == "", got })
 }
 
 func (n *networks) gone(t *testing.T) {

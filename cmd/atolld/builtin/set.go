@@ -11,6 +11,7 @@ import (
 	"atoll/api"
 	"atoll/internal/clock"
 	"atoll/internal/driver"
+	"atoll/internal/driver/network/overlay"
 )
 
 // Host is what the drivers of a host depend on.
@@ -52,24 +53,33 @@ func Build(h Host, clk clock.Clock, log *slog.Logger) (Set, error) {
 	if err != nil {
 		return set, err
 	}
-	bridge, err := reg.Network("bridge", d, h.section("bridge", map[string]any{"subnet": h.Subnet}))
+	bridge, err := reg.Network("bridge", d, h.section("bridge", map[string]any{"subnet": h.Subnet, "untracked": []int{h.tunnelPort()}}))
 	if err != nil {
 		return set, err
 	}
 	if d, err = deps(api.DriverOverlay); err != nil {
 		return set, err
 	}
-	overlay, err := reg.Network(api.DriverOverlay, d, h.section(api.DriverOverlay, map[string]any{"tunnel": h.Tunnel, "outside": outside(h.Subnet)}))
+	fabric, err := reg.Network(api.DriverOverlay, d, h.section(api.DriverOverlay, map[string]any{"tunnel": h.Tunnel, "outside": outside(h.Subnet)}))
 	if err != nil {
 		return set, err
 	}
-	set.Fabric = overlay.(driver.Fabric) // what the line above names is one
+	set.Fabric = fabric.(driver.Fabric) // what the line above names is one
 	set.Network = driver.Beside(bridge, set.Fabric)
 	if d, err = deps("volumes"); err != nil {
 		return set, err
 	}
 	set.Storage, err = reg.Storage("dir", d, h.Sections["dir"])
 	return set, err
+}
+
+// tunnelPort is the UDP port of tunnels between hosts.
+func (h Host) tunnelPort() int {
+	c := overlay.Config{TunnelPort: overlay.DefaultPort}
+	if raw := h.Sections[api.DriverOverlay]; len(raw) > 0 && json.Unmarshal(raw, &c) != nil {
+		return overlay.DefaultPort // the driver says what is wrong
+	}
+	return c.TunnelPort
 }
 
 // section is a driver's part of the settings file, with what the daemon knows where the file does not say it.

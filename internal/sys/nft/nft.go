@@ -41,6 +41,7 @@ type Config struct {
 	Isolate    bool         // instances of different tenants do not reach each other
 	Private    []string     // prefixes of interface names that instances must not be forwarded to
 	Uplinks    []string     // interfaces that stay allowed even if a prefix matches
+	Untracked  []uint16     // UDP ports of the host of which no connections are kept
 }
 
 // Port is what one instance has here.
@@ -225,7 +226,7 @@ func (t *Table) Ensure(c Config) error {
 
 func equalConfig(a, b Config) bool {
 	return a.Bridge == b.Bridge && a.PortPrefix == b.PortPrefix && a.Subnet == b.Subnet && a.Gateway == b.Gateway &&
-		a.DNS == b.DNS && a.Isolate == b.Isolate && slices.Equal(a.Private, b.Private) && slices.Equal(a.Uplinks, b.Uplinks)
+		a.DNS == b.DNS && a.Isolate == b.Isolate && slices.Equal(a.Private, b.Private) && slices.Equal(a.Uplinks, b.Uplinks) && slices.Equal(a.Untracked, b.Untracked)
 }
 
 // Fresh reports whether nobody, not even we, changed the packet filter of this

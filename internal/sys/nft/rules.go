@@ -147,12 +147,19 @@ func inetChains(c Config, t *nftables.Table, s map[string]*nftables.Set) []*chai
 		}
 	}
 	local := join(ip4(), localAddr())
+	// Tunnels have no connections, and every packet of every flow between hosts is theirs.
+	var early []rule
+	for _, p := range c.Untracked {
+		early = append(early, rule{"tunnels between hosts are not tracked", join(equal(l4proto(reg1), reg1, []byte{unix.IPPROTO_UDP}),
+			equal(dport(reg1), reg1, binaryutil.BigEndian.PutUint16(p)), one(&expr.Notrack{}))})
+	}
 	prerouting := []rule{{"loopback is reached from the host alone", join(ifNotName(unix.NFT_META_IIFNAME, "lo"), ip4(), within(16, loopback), verdict(expr.VerdictReturn, ""))}}
 	return []*chain{
-		{Chain: base("early", filter, nftables.ChainHookPrerouting, -300), rules: []rule{
+		{Chain: base("sending", filter, nftables.ChainHookOutput, -300), rules: early},
+		{Chain: base("early", filter, nftables.ChainHookPrerouting, -300), rules: append(early[:len(early):len(early)], []rule{
 			{"route_localnet is on for the bridge: no loopback from there", join(from, ip4(), within(16, loopback), count(), verdict(expr.VerdictDrop, ""))},
 			{"nor forged loopback", join(from, ip4(), within(12, loopback), count(), verdict(expr.VerdictDrop, ""))},
-		}},
+		}...)},
 		{Chain: base("arriving", nat, nftables.ChainHookPrerouting, -100), rules: append(append(prerouting, floatingIn(s[mapFloat])), pub(local)...)},
 		// With br_netfilter on, a packet to a published port whose instance is on the same
 		// bridge is not routed but bridged on, past the wall that only knows addresses.

@@ -165,7 +165,7 @@ func (d *Driver) port(id string, a netip.Addr, b base) netlink.Port {
 
 func (d *Driver) rules(uplinks []string) nft.Config {
 	return nft.Config{Bridge: d.plan.bridge, PortPrefix: portPrefix, Subnet: d.plan.subnet, Gateway: d.plan.gateway,
-		DNS: d.plan.dns, Isolate: d.plan.isolate, Private: d.plan.private, Uplinks: uplinks}
+		DNS: d.plan.dns, Isolate: d.plan.isolate, Private: d.plan.private, Uplinks: uplinks, Untracked: d.plan.tunnels}
 }
 
 // portName is an instance's cable: hashed, because an interface's name holds 15 bytes.

@@ -31,6 +31,9 @@ type Config struct {
 	// same host. Default: docker, br-, cni, podman, virbr, lxdbr, lxcbr, incusbr. An
 	// interface with a default route is always allowed.
 	PrivateInterfaces []string `json:"privateInterfaces,omitempty"`
+	// Untracked are UDP ports of tunnels between hosts: the host keeps no
+	// connections of them.
+	Untracked []uint16 `json:"untracked,omitempty"`
 }
 
 var ifaceRE = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,14}$`)
@@ -44,10 +47,11 @@ type plan struct {
 	isolate bool
 	dns     bool
 	private []string
+	tunnels []uint16
 }
 
 func (c Config) plan() (plan, error) {
-	p := plan{bridge: c.Bridge, mtu: c.MTU, isolate: c.IsolateTenants == nil || *c.IsolateTenants, dns: c.DNS, private: c.PrivateInterfaces}
+	p := plan{bridge: c.Bridge, mtu: c.MTU, isolate: c.IsolateTenants == nil || *c.IsolateTenants, dns: c.DNS, private: c.PrivateInterfaces, tunnels: c.Untracked}
 	var bad []errs.Field
 	if p.bridge == "" {
 		p.bridge = "atoll0"

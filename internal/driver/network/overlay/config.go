@@ -22,7 +22,8 @@ type Config struct {
 	MTU int `json:"mtu,omitempty"`
 }
 
-const defaultPort = 4798
+// DefaultPort is Config.TunnelPort when it is not given.
+const DefaultPort = 4798
 
 // plan is the config with its defaults, parsed.
 type plan struct {
@@ -33,7 +34,7 @@ type plan struct {
 }
 
 func (c Config) plan() (plan, error) {
-	p := plan{port: defaultPort, mtu: c.MTU}
+	p := plan{port: DefaultPort, mtu: c.MTU}
 	var bad []errs.Field
 	var err error
 	if c.Tunnel != "" {
