@@ -145,8 +145,8 @@ func judgeUFW(active bool, bridge string) Check {
 	if !active {
 		return good("ufw", "not active")
 	}
-	return bad("ufw", Warning, "ufw is active and drops what is forwarded: instances do not reach the outside and published ports are not reached",
-		fmt.Sprintf("ufw route allow in on %[1]s\nufw route allow out on %[1]s\nufw allow in on %[1]s to any port 53", bridge))
+	return bad("ufw", Warning, "ufw is active: what is for instances passes it by rules that are put at the head of FORWARD, but what is for the host itself it decides about",
+		"ufw allow 7443:7444/tcp comment 'Atoll: API, and state between servers'\nufw allow 4798/udp comment 'Atoll: networks between hosts'\nufw allow in on "+bridge+" comment 'Atoll: instances ping the host'")
 }
 
 func judgeFirewalld(active bool, bridge string) Check {

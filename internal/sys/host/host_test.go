@@ -151,7 +151,7 @@ func TestJudgeFirewalls(t *testing.T) {
 		"docker":          {filter{chains: []fwChain{forward, user}}, "", "are put into DOCKER-USER"},
 		"docker with us":  {filter{chains: []fwChain{forward, ours}}, "", "our accept rules are in"},
 		"docker legacy":   {filter{docker: true, legacy: []string{"nat", "filter"}}, "docker", "iptables-legacy -I DOCKER-USER -i atoll0"},
-		"ufw":             {filter{chains: []fwChain{forward, {Name: "ufw-before-forward"}}}, "ufw", "ufw route allow in on atoll0"},
+		"ufw":             {filter{chains: []fwChain{forward, {Name: "ufw-before-forward"}}}, "ufw", "ufw allow 4798/udp"},
 		"ufw configured":  {filter{ufw: true}, "ufw", "ufw allow in on atoll0"},
 		"firewalld":       {filter{firewld: true}, "firewalld", "--add-interface=atoll0"},
 		"somebody's own":  {filter{chains: []fwChain{forward}}, "forward-policy", "nft insert rule ip filter"},

@@ -220,7 +220,7 @@ func TestDeleteAndLook(t *testing.T) {
 	inNamespace(t)
 	tab := New()
 	defer tab.Close()
-	for what, err := range map[string]error{"unset": tab.Unset("x1"), "delete": tab.Delete(), "forget Docker": tab.ForgetDocker(), "beside Docker": tab.AllowBesideDocker("atoll0")} {
+	for what, err := range map[string]error{"unset": tab.Unset("x1"), "delete": tab.Delete(), "forget Docker": tab.ForgetBeside(), "beside Docker": tab.AllowBeside("atoll0")} {
 		if err != nil {
 			t.Errorf("%s of nothing: %v", what, err)
 		}

@@ -315,7 +315,7 @@ func (d *Driver) ensureBase(again bool) (base, error) {
 	if err := d.table.Ensure(d.rules(names)); err != nil {
 		return base{}, err
 	}
-	if err := d.table.AllowBesideDocker(d.plan.bridge); err != nil {
+	if err := d.table.AllowBeside(d.plan.bridge); err != nil {
 		return base{}, err
 	}
 	index, err := h.EnsureBridge(d.bridge(mtu))
@@ -476,7 +476,7 @@ func (d *Driver) Teardown(context.Context) error {
 	if err := d.forwardBack(); err != nil {
 		return err
 	}
-	if err := d.table.ForgetDocker(); err != nil {
+	if err := d.table.ForgetBeside(); err != nil {
 		return err
 	}
 	return d.table.Delete()

@@ -30,6 +30,9 @@ type world struct {
 	deps    driver.Deps
 	outside *netlink.Namespace // 192.0.2.9, routes everything to the host
 	made    []io.Closer
+
+	web, peer *netlink.Namespace // of furnish
+	service   string             // what one outside gets from a service of the host
 }
 
 const (
