@@ -36,7 +36,7 @@ func (n *networks) grow(t *testing.T) {
 	}
 	eventually(t, "all hosts take part in networks of tenants", func() (bool, string) {
 		out, err := n.Do("get", "nodes", "-o", "json")
-		return err == nil && strings.Count(out, `"name": "overlay"`) == 3, fmt.Sprint(out, err)
+		return err == nil && strings.Count(out, `"name": "overlay"`) == len(n.Hosts), fmt.Sprint(out, err)
 	})
 	n.addr = map[string]string{}
 	for _, tenant := range []string{"red", "blue"} {

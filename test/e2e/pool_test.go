@@ -95,8 +95,13 @@ func ends(t *testing.T, p *rig.Pool, stdin string, args ...string) (stdout, stde
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, fn func() (bool, string)) {
 	t.Helper()
+	within(t, 20*time.Second, what, fn)
+}
+
+func within(t *testing.T, d time.Duration, what string, fn func() (bool, string)) {
+	t.Helper()
 	last := ""
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(d); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		ok, now := fn()
 		if ok {
 			return
