@@ -20,7 +20,7 @@ func TestTenantNetworks(t *testing.T) {
 	l := labOf(t, 3)
 	n := &networks{several: several{l}}
 	inTurn(t, []part{
-		{"Grow", n.grow}, {"SpanHosts", n.span}, {"TenantsDoNotMeet", n.apart}, {"NamesAreTheTenants", n.names}, {"GroupsDecide", n.groups}, {"DaemonsAreKilled", n.killed},
+		{"Grow", n.grow}, {"SpanHosts", n.span}, {"TenantsDoNotMeet", n.apart}, {"NamesAreTheTenants", n.names}, {"GroupsDecide", n.groups}, {"SeveralInterfaces", n.two}, {"DaemonsAreKilled", n.killed},
 		{"AddressMovesWithTheInstance", n.moves}, {"HostIsCutOff", n.cutOff}, {"NothingIsLeft", n.gone},
 	})
 }
@@ -162,6 +162,35 @@ spec:
 	n.reaches(t, "blue", "web", "db") // another tenant's instances of the same labels are not meant
 	n.do(t, "delete", "--tenant", "red", "securitygroup", "db-clients")
 	n.reaches(t, "red", "near", "db")
+}
+
+// An instance on two networks is reached by either, and joins neither to the other.
+func (n *networks) two(t *testing.T) {
+	n.apply(t, "kind: Network\nmetadata: {name: back, tenant: red}\nspec: {cidr: 10.2.0.0/16, egress: none}\n")
+	n.serve(t, "red", "both", "isle2", "--network", "back")
+	n.do(t, "run", "-d", "--tenant", "red", "--name", "behind", "--network", "back", "--node", "isle3", "busybox", "sh", "-c", "mkdir /w; echo I am red/behind >/w/index.html; exec httpd -f -p 80 -h /w")
+	n.find(t, "red", "behind")
+	on := n.find(t, "red", "both").Spec.Interfaces
+	if len(on) != 2 || on[0].Network != "main" || on[0].Name != "eth0" || on[1].Network != "back" || on[1].Name != "eth1" {
+		t.Fatalf("%+v", on)
+	}
+	n.reaches(t, "red", "both", "behind")
+	n.reaches(t, "red", "both", "web")
+	n.reaches(t, "red", "web", "both")
+	eventually(t, "it is reached by its second address", func() (bool, string) {
+		got := n.ask("red", "behind", on[1].Addresses()[0])
+		return got == "I am red/both", got
+	})
+	if got := n.ask("red", "web", n.addr["red/behind"]); got != "" {
+		t.Errorf("from one network to the other: %q", got)
+	}
+	if got := n.ask("red", "behind", n.addr["red/web"]); got != "" {
+		t.Errorf("from the other network to the one: %q", got)
+	}
+	n.do(t, "restart", "--tenant", "red", "both")
+	n.reaches(t, "red", "both", "behind")
+	n.do(t, "delete", "--tenant", "red", "instance/both", "instance/behind")
+	n.do(t, "network", "delete", "--tenant", "red", "back")
 }
 
 func (n *networks) killed(t *testing.T) {
