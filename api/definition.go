@@ -70,6 +70,7 @@ var definitions = []*Definition{
 	priorityClassDefinition(),
 	budgetDefinition(),
 	securityGroupDefinition(),
+	dropRuleDefinition(),
 	eventDefinition(),
 }
 

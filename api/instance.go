@@ -51,6 +51,7 @@ type InstanceSpec struct {
 	Exclusive bool       `json:"exclusive,omitempty" doc:"never runs twice, not even when its host is cut off: it is stopped there before it is started elsewhere; implied by a fixed address and by a named volume"`
 	Priority  string     `json:"priorityClass,omitempty" doc:"rank; default: the pool's default class" example:"batch"`
 	Networks  []Attach   `json:"networks,omitempty" doc:"networks it is on; none: no network, host: the host's own (needs a right)" example:"[{name: main}]"`
+	Shaping   *Shaping   `json:"shaping,omitempty" doc:"how much of the network it may use, finer than limits.netBandwidth"`
 	Ports     []Port     `json:"ports,omitempty" doc:"ports it listens on, and where they are published"`
 	Volumes   []Mount    `json:"volumes,omitempty" doc:"what is mounted into it"`
 	Health    *Health    `json:"health,omitempty" doc:"how to know that it works"`
@@ -379,6 +380,7 @@ func (i *Instance) Validate() []errs.Field {
 		f = append(f, errs.Field{Field: "spec.stopTimeout", Value: s.StopTimeout.D().String(), Rule: "must be 0s to 1h", Example: "10s"})
 	}
 	f = append(f, s.validateNetwork()...)
+	f = append(f, s.validateShaping()...)
 	f = append(f, s.validateMounts()...)
 	f = append(f, s.validateHealth()...)
 	f = append(f, s.validatePlacement()...)
@@ -635,7 +637,7 @@ func SameUse(a, b *InstanceSpec) bool {
 	x, y := *a, *b
 	for _, s := range []*InstanceSpec{&x, &y} {
 		s.Stopped, s.Restarts, s.AutoRm, s.Restart, s.Priority, s.CPUs = false, 0, false, "", "", ""
-		s.Requests, s.Limits, s.Placement, s.Health, s.Logs, s.StopTimeout = nil, nil, nil, nil, nil, nil
+		s.Requests, s.Limits, s.Placement, s.Health, s.Logs, s.StopTimeout, s.Shaping = nil, nil, nil, nil, nil, nil, nil
 	}
 	return reflect.DeepEqual(x, y) && healthIsPassive(a, b)
 }

@@ -137,6 +137,16 @@ type NodeUsage struct {
 	CPUMilli    int64     `json:"cpuMilli"` // used now
 	Memory      int64     `json:"memory"`   // used now
 	Usage       Usage     `json:"usage"`
+	// Drops are what it does of the drop list.
+	Drops []DropCount `json:"drops,omitempty"`
+}
+
+// DropCount is one rule of the drop list on one host.
+type DropCount struct {
+	Rule    string `json:"rule"`
+	Packets uint64 `json:"packets"` // dropped since the host has the rule
+	// Refused says why the host leaves the rule out.
+	Refused string `json:"refused,omitempty"`
 }
 
 // TenantUsage is one tenant, the nested ones included.

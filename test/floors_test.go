@@ -63,6 +63,8 @@ var floors = map[string]int{
 	"internal/ipam":                       20,
 	"internal/fabric":                     30,
 	"internal/resolve":                    30,
+	"internal/shaping":                    30,
+	"internal/droplist":                   30,
 	"internal/balance/…":                  20,
 	"internal/reconcile":                  20,
 	"internal/lease":                      20,
@@ -91,6 +93,7 @@ var floors = map[string]int{
 	"internal/cli/plan":      37,
 	"internal/cli/setup":     37,
 	"internal/cli/tell":      38,
+	"internal/cli/drop":      38,
 	"internal/cli/pool":      39,
 	"internal/server/schema": 38,
 	"internal/server/…":      39, // what the server reads and writes in its own way

@@ -61,6 +61,9 @@ func runDown(ctx context.Context, args []string) error {
 	if err := dv.Network.Teardown(ctx); err != nil {
 		return fmt.Errorf("remove the network: %w", err)
 	}
+	if err := dv.Barrier.Drop(ctx, nil); err != nil && !errors.Is(err, errs.Unsupported) && !errors.Is(err, errs.Conflict) {
+		return fmt.Errorf("remove the drop list: %w", err)
+	}
 	cg, err := cgroup.Detect()
 	if err != nil {
 		return err

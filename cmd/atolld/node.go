@@ -16,6 +16,7 @@ import (
 	"atoll/cmd/atolld/images"
 	"atoll/internal/agent"
 	"atoll/internal/clock"
+	"atoll/internal/droplist"
 	"atoll/internal/errs"
 	"atoll/internal/fabric"
 	"atoll/internal/fence"
@@ -23,6 +24,7 @@ import (
 	"atoll/internal/lease"
 	"atoll/internal/reconcile"
 	"atoll/internal/resolve"
+	"atoll/internal/shaping"
 	"atoll/internal/store"
 	"atoll/internal/store/remote"
 	"atoll/internal/store/replica"
@@ -35,16 +37,18 @@ type node struct {
 	*heart
 	taken, lost chan struct{} // what became of the lease, for run
 
-	st     store.Store   // as this node may write: by its lease
-	remote *remote.Store // what is below it; nil where the pool began, which has the state in this process
-	agent  *agent.Agent
-	fabric *fabric.Fabric
-	names  *resolve.Resolver
-	rec    *reconcile.Recorder
-	warden *warden
-	began  atomic.Bool      // the agent has
-	file   sync.Mutex       // held while the lease is written to the disk, as it is
-	rep    *replica.Replica // what the agent works on, where others keep the state; else nil
+	st      store.Store   // as this node may write: by its lease
+	remote  *remote.Store // what is below it; nil where the pool began, which has the state in this process
+	agent   *agent.Agent
+	fabric  *fabric.Fabric
+	shaping *shaping.Shaping
+	drops   *droplist.List
+	names   *resolve.Resolver
+	rec     *reconcile.Recorder
+	warden  *warden
+	began   atomic.Bool      // the agent has
+	file    sync.Mutex       // held while the lease is written to the disk, as it is
+	rep     *replica.Replica // what the agent works on, where others keep the state; else nil
 }
 
 // nodeDeps is what a node is made of.
@@ -75,8 +79,10 @@ func newNode(d nodeDeps) (*node, error) {
 	}
 	n.rec = reconcile.NewRecorder(n.st, d.clk, d.log, "agent/"+d.c.Node)
 	n.fabric = fabric.New(fabric.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Driver: dv.Fabric})
+	n.shaping = shaping.New(shaping.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Network: dv.Network})
+	n.drops = droplist.New(droplist.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Barrier: dv.Barrier})
 	n.names = resolve.New(resolve.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Upstream: hostResolvers(d.c), Listen: resolve.On(dv.Fabric)})
-	n.agent = agent.New(agent.Deps{Fabric: dv.Fabric, Ready: n.fabric.Ready, Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.Runtimes, Network: dv.Network, Storage: dv.Storage,
+	n.agent = agent.New(agent.Deps{Fabric: dv.Fabric, Ready: n.fabric.Ready, Bands: n.shaping.Bands, Drops: n.drops.Counts, Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.Runtimes, Network: dv.Network, Storage: dv.Storage,
 		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.Status).read, Lease: n.holder, Guard: n.warden})
 	n.connect(n.agent.Handle)
 	return n, nil
@@ -146,6 +152,8 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.agent.Run(ctx) })
 	g.Go(func() error { return n.fabric.Run(ctx) })
 	g.Go(func() error { return n.names.Run(ctx) })
+	g.Go(func() error { return n.shaping.Run(ctx) })
+	g.Go(func() error { return n.drops.Run(ctx) })
 	return g.Wait()
 }
 

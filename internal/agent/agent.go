@@ -75,7 +75,11 @@ type Deps struct {
 	// Fabric is the part of Network that is about networks of tenants; nil: there is none.
 	Fabric driver.Fabric
 	// Ready waits until Fabric knows all about interfaces.
-	Ready    func(ctx context.Context, interfaces []driver.Interface) error
+	Ready func(ctx context.Context, interfaces []driver.Interface) error
+	// Bands are what an instance may have of the network when it is attached; nil: as its spec says.
+	Bands func(*api.Instance) *[2]api.Band
+	// Drops tells what the host does of the drop list; nil: it has none.
+	Drops    func(ctx context.Context) []api.DropCount
 	Storage  driver.Storage
 	Images   Images
 	Groups   Groups

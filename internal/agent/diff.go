@@ -247,7 +247,7 @@ func runtimeID(uid string) string { return "x" + uid[:min(len(uid), 15)] }
 // fingerprint covers the parts of a spec that only a new start can change.
 func fingerprint(s *api.InstanceSpec) string {
 	c := *s
-	c.Requests, c.Limits, c.CPUs = nil, nil, ""
+	c.Requests, c.Limits, c.Shaping, c.CPUs = nil, nil, nil, ""
 	c.Restart, c.Stopped, c.Restarts, c.AutoRm, c.Pull = "", false, 0, false, ""
 	c.Placement, c.Priority, c.Ports, c.Health, c.Logs = nil, "", nil, nil, nil
 	c.StopSignal, c.StopTimeout = "", nil

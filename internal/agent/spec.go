@@ -59,6 +59,9 @@ func (a *Agent) spec(ctx context.Context, in *api.Instance, as *api.Assignment) 
 			return driver.Spec{}, err
 		}
 	}
+	if a.Bands != nil {
+		s.Network.Bands = a.Bands(in)
+	}
 	s.CPUs, s.Mems = a.pin(id, in, as)
 	if s.Network.Hostname == "" {
 		s.Network.Hostname = in.Name

@@ -208,6 +208,9 @@ func (a *Agent) publish(ctx context.Context) error {
 	if a.Images != nil {
 		st.Images = a.Images.Here()
 	}
+	if sh, ok := a.Network.(driver.Shaper); ok && sh.Uplink() > 0 && st.Capacity != nil {
+		st.Capacity[api.NetBandwidth] = sh.Uplink()
+	}
 	st.Allocatable = allocatable(st.Capacity, n.Spec.Reserve)
 	a.mu.Lock()
 	a.cells = st.Cells
@@ -281,6 +284,15 @@ func (a *Agent) conditions(now time.Time) []api.Condition {
 	out := []api.Condition{{Type: api.ConditionReady, Status: true, Reason: "AgentRuns", Since: now}}
 	if a.Lease != nil {
 		out = append(out, api.Condition{Type: api.ConditionFences, Status: a.Guard != nil, Reason: "Watchdog", Since: now})
+	}
+	for _, c := range a.caps {
+		if what := c.Features["shaping"]; c.Type == "network" && what != "" {
+			msg := ""
+			if what == "none" {
+				msg = "instances with limits of the network are refused: the kernel lacks sch_htb, ifb, cls_u32 or act_mirred"
+			}
+			out = append(out, api.Condition{Type: "NetworkLimits", Status: msg == "", Reason: "Driver", Message: msg, Since: now})
+		}
 	}
 	a.groupMu.Lock()
 	defer a.groupMu.Unlock()

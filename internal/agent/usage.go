@@ -110,7 +110,11 @@ func (a *Agent) read(ctx context.Context) api.UsageReport {
 		rep.Tenants = append(rep.Tenants, tu)
 	}
 	if u, err := a.Groups.Usage(a.Root); err == nil {
-		rep.Nodes = append(rep.Nodes, api.NodeUsage{Node: a.Node, Capacity: whole, Allocatable: capacity, CPUMilli: a.rate(a.Root, u), Memory: u.Memory, Usage: u})
+		n := api.NodeUsage{Node: a.Node, Capacity: whole, Allocatable: capacity, CPUMilli: a.rate(a.Root, u), Memory: u.Memory, Usage: u}
+		if a.Drops != nil {
+			n.Drops = a.Drops(ctx)
+		}
+		rep.Nodes = append(rep.Nodes, n)
 	}
 	return rep
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // Tidy removes what has served its time: events that are old or too many, images, budgets
-// and workloads of tenants that are gone, and tokens that expired long ago.
+// and workloads of tenants that are gone, tokens that expired long ago, and drop rules whose time is over.
 type Tidy struct {
 	clock clock.Clock
 }
@@ -35,7 +35,7 @@ func (t *Tidy) Name() string { return "tidy" }
 
 // Watches tenants and tokens; events are looked at per tenant, not one by one.
 func (t *Tidy) Watches() []api.Selector {
-	return []api.Selector{{Kind: api.KindTenant}, {Kind: api.KindToken}, {Kind: api.KindJoinToken}}
+	return []api.Selector{{Kind: api.KindTenant}, {Kind: api.KindToken}, {Kind: api.KindJoinToken}, {Kind: api.KindDropRule}}
 }
 
 // left is what tenants leave behind. A workload of a tenant that is gone has no instances:
@@ -44,12 +44,12 @@ var left = []api.Kind{api.KindImage, api.KindAddress, api.KindNetwork, api.KindS
 
 // Owns events, tokens, and what tenants leave behind.
 func (t *Tidy) Owns() []api.Kind {
-	return append([]api.Kind{api.KindEvent, api.KindToken, api.KindJoinToken}, left...)
+	return append([]api.Kind{api.KindEvent, api.KindToken, api.KindJoinToken, api.KindDropRule}, left...)
 }
 
 // Reconcile looks at one tenant's events, or at one token.
 func (t *Tidy) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (reconcile.Result, error) {
-	if ref.Kind == api.KindToken || ref.Kind == api.KindJoinToken {
+	if ref.Kind == api.KindToken || ref.Kind == api.KindJoinToken || ref.Kind == api.KindDropRule {
 		return t.token(ctx, s, ref)
 	}
 	events, _, err := store.List[*api.Event](ctx, s, api.Selector{Kind: api.KindEvent, Tenant: ref.Name})
@@ -96,6 +96,8 @@ func expiry(o api.Object) *time.Time {
 		return o.Spec.ExpiresAt
 	case *api.JoinToken:
 		return o.Spec.ExpiresAt
+	case *api.DropRule:
+		return o.Spec.ExpiresAt
 	}
 	return nil
 }
@@ -112,7 +114,11 @@ func (t *Tidy) token(ctx context.Context, s store.Store, ref api.Ref) (reconcile
 	if end == nil {
 		return reconcile.Result{}, nil
 	}
-	if left := end.Add(tokenAfterlife).Sub(t.clock.Now()); left > 0 {
+	afterlife := tokenAfterlife
+	if ref.Kind == api.KindDropRule {
+		afterlife = 0
+	}
+	if left := end.Add(afterlife).Sub(t.clock.Now()); left > 0 {
 		return reconcile.Result{Again: left}, nil
 	}
 	if _, err := s.Commit(ctx, store.Remove(ref, tok.Metadata().Revision)); err != nil && !errors.Is(err, errs.NotFound) {

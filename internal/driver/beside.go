@@ -3,11 +3,13 @@ package driver
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 
 	"atoll/api"
+	"atoll/internal/errs"
 )
 
 // UplinkPrefix begins the IDs of tenants' networks on the host's own bridge: no instance has such a one.
@@ -140,4 +142,43 @@ func (b *beside) Reconcile(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Shape bounds a cable of the one or the other.
+func (b *beside) Shape(ctx context.Context, c Cable, to, from api.Band) error {
+	for _, n := range []Network{b.bridge, b.fabric} {
+		s, ok := n.(Shaper)
+		if !ok {
+			continue
+		}
+		if err := s.Shape(ctx, c, to, from); !errors.Is(err, errs.NotFound) {
+			return err
+		}
+	}
+	return errs.New(errs.NotFound, "limits of %s: it has no interface %s here", c.ID, c.Name)
+}
+
+// Traffic is that of both.
+func (b *beside) Traffic(ctx context.Context) (map[Cable]Traffic, error) {
+	all := map[Cable]Traffic{}
+	for _, n := range []Network{b.bridge, b.fabric} {
+		s, ok := n.(Shaper)
+		if !ok {
+			continue
+		}
+		t, err := s.Traffic(ctx)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(all, t)
+	}
+	return all, nil
+}
+
+// Uplink is what the host's bridge knows: tunnels go by the same one.
+func (b *beside) Uplink() int64 {
+	if s, ok := b.bridge.(Shaper); ok {
+		return s.Uplink()
+	}
+	return 0
 }

@@ -91,6 +91,8 @@ type NetworkSpec struct {
 	Search   []string // DNS domains in which names without a dot are looked for
 	// Interfaces are the instance's on networks of its tenant; the first one's gateways lead to what is outside.
 	Interfaces []Interface
+	// Bands bound what comes to it and what it sends, over all interfaces; nil: as its spec says.
+	Bands *[2]api.Band
 }
 
 // ResolvConf is the content of /etc/resolv.conf.

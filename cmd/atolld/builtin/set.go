@@ -12,6 +12,7 @@ import (
 	"atoll/internal/clock"
 	"atoll/internal/driver"
 	"atoll/internal/driver/network/overlay"
+	"atoll/internal/driver/network/uplink"
 )
 
 // Host is what the drivers of a host depend on.
@@ -30,12 +31,13 @@ type Set struct {
 	Network  driver.Network // all of them
 	Fabric   driver.Fabric  // of those, the one of tenants' networks
 	Storage  driver.Storage
+	Barrier  driver.Barrier // at the uplink
 }
 
 // Build makes every driver of this build, each with directories of its own. It does no other I/O.
 func Build(h Host, clk clock.Clock, log *slog.Logger) (Set, error) {
 	reg := Drivers()
-	set := Set{Runtimes: map[string]driver.Runtime{}}
+	set := Set{Runtimes: map[string]driver.Runtime{}, Barrier: uplink.New()}
 	deps := func(name string) (driver.Deps, error) {
 		d := driver.Deps{Node: h.Node, State: filepath.Join(h.State, name), Run: filepath.Join(h.Run, name), Clock: clk, Log: log.With("driver", name)}
 		return d, errors.Join(os.MkdirAll(d.State, 0o711), os.MkdirAll(d.Run, 0o711))

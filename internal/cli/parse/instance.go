@@ -47,6 +47,7 @@ type Instance struct {
 	gpuModels                             []string
 	ownCPUs                               bool
 	hugepages                             string
+	net                                   shaping
 	Interactive, TTY, Rm                  bool
 }
 
@@ -72,6 +73,7 @@ func (o *Instance) Flags(fs *pflag.FlagSet) {
 	fs.StringArrayVarP(&o.volumes, "volume", "v", nil, "NAME:/path[:ro], /host/path:/path[:ro], or /path for a fresh one")
 	fs.StringArrayVar(&o.tmpfs, "tmpfs", nil, "/path[:SIZE] in memory")
 	fs.StringArrayVar(&o.networks, "network", nil, "network; none: no network, host: the host's own")
+	o.net.flags(fs)
 	fs.StringVar(&o.ip, "ip", "", "fixed address on its first network")
 	fs.StringVar(&o.Restart, "restart", "", "always, on-failure or never (default: always with -d, otherwise never)")
 	fs.StringArrayVarP(&o.labels, "label", "l", nil, "key=value, for selecting")
@@ -184,8 +186,9 @@ func (o *Instance) setResources(in *api.Instance) error {
 	}
 	for _, err := range []error{
 		read("request", "cpu", o.cpu, api.CPU, &in.Spec.Requests), read("request", "memory", o.memory, api.Memory, &in.Spec.Requests),
-		read("request", "gpu", o.gpu, api.GPU, &in.Spec.Requests),
+		read("request", "gpu", o.gpu, api.GPU, &in.Spec.Requests), read("request", "net-guarantee", o.net.guarantee, api.NetBandwidth, &in.Spec.Requests),
 		read("limit", "cpu-limit", o.cpuLimit, api.CPU, &in.Spec.Limits), read("limit", "memory-limit", o.memoryLimit, api.Memory, &in.Spec.Limits),
+		read("limit", "net-limit", o.net.limit, api.NetBandwidth, &in.Spec.Limits),
 	} {
 		if err != nil {
 			return err
@@ -246,6 +249,7 @@ func (o *Instance) setNetwork(in *api.Instance) error {
 		}
 		in.Spec.Networks[0].Address = o.ip
 	}
+	in.Spec.Shaping = o.net.spec()
 	for _, s := range o.publish {
 		p, err := Port(s)
 		if err != nil {

@@ -167,6 +167,8 @@ func exampleSpec(k api.Kind) obj {
 		return obj{"labels": obj{"app": "db"}, "minAvailable": 2}
 	case api.KindSecurityGroup:
 		return obj{"select": obj{"app": "db"}, "ingress": []obj{{"from": []obj{{"labels": obj{"app": "web"}}}, "ports": []string{"tcp/5432"}}}}
+	case api.KindDropRule:
+		return obj{"prefix": "203.0.113.0/24", "reason": "scans port 22"}
 	case api.KindPriorityClass:
 		return obj{"value": 1000}
 	}

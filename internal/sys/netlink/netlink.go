@@ -207,9 +207,11 @@ func (h *Handle) Delete(name, id string) error {
 	return h.DeleteIndex(l.Index)
 }
 
-// Nameless tells a veth that nobody named or plugged in. One whose name is of our making
+// Nameless tells a veth, or an ifb, that nobody named or plugged in. One whose name is of our making
 // is a leftover of ours.
-func (l Link) Nameless() bool { return l.Kind == "veth" && l.Alias == "" && l.Master == 0 }
+func (l Link) Nameless() bool {
+	return (l.Kind == "veth" || l.Kind == "ifb") && l.Alias == "" && l.Master == 0
+}
 
 // DeleteIndex removes the link with that index. Nil when it is gone already.
 // The caller has seen that it is ours.

@@ -28,12 +28,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"atoll/api"
 	"atoll/internal/driver"
 	"atoll/internal/errs"
 	"atoll/internal/sys/netlink"
 	"atoll/internal/sys/nft"
+	"atoll/internal/sys/shape"
 )
 
 const (
@@ -45,7 +47,7 @@ const (
 
 var (
 	idRE   = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
-	portRE = regexp.MustCompile(`^av[0-9a-f]{12}$`)
+	portRE = regexp.MustCompile(`^a[vs][0-9a-f]{12}$`)
 )
 
 // Driver is a driver.Network and driver.Reconciler.
@@ -60,11 +62,17 @@ type Driver struct {
 	base base
 	// claims are the floating addresses of the last Float.
 	claims []netlink.Claim
+
+	uplink atomic.Int64 // bits per second, as the interface says; 0: it does not
+
+	shaping sync.Mutex
+	shaper  *shape.Shaper // nil: not opened
 }
 
 var (
 	_ driver.Network    = (*Driver)(nil)
 	_ driver.Reconciler = (*Driver)(nil)
+	_ driver.Shaper     = (*Driver)(nil)
 	_ driver.Floater    = (*Driver)(nil)
 )
 
@@ -89,6 +97,12 @@ func (d *Driver) Close() error {
 		d.host = nil
 	}
 	d.table.Close()
+	d.shaping.Lock()
+	defer d.shaping.Unlock()
+	if d.shaper != nil {
+		d.shaper.Close()
+		d.shaper = nil
+	}
 	return nil
 }
 
@@ -111,12 +125,16 @@ func (d *Driver) Probe(context.Context) (api.Capability, error) {
 		return api.Capability{}, errs.New(errs.Unsupported, "network driver bridge: %w", err).
 			WithHint("it needs root and a kernel with bridge, veth and nftables (inet, bridge, nat, fib); 'atoll doctor' says what is missing")
 	}
+	shaping := "htb"
+	if d.tryShaping() != nil {
+		shaping = "none" // an instance that has limits is refused here
+	}
 	isolation := "none"
 	if d.plan.isolate {
 		isolation = "tenant"
 	}
 	return api.Capability{Type: "network", Name: "bridge", Version: "nftables",
-		Features: map[string]string{"subnet": d.plan.subnet.String(), "gateway": d.plan.gateway.String(), "isolation": isolation, "publish": "tcp,udp"}}, nil
+		Features: map[string]string{"subnet": d.plan.subnet.String(), "gateway": d.plan.gateway.String(), "isolation": isolation, "publish": "tcp,udp", "shaping": shaping}}, nil
 }
 
 func (d *Driver) tryOut() error {
@@ -203,6 +221,10 @@ func (d *Driver) Attach(ctx context.Context, netns string, s driver.Spec) error 
 	err = d.attach(ns, p, false)
 	if errors.Is(err, errs.NotFound) { // the bridge went away since we made sure of it
 		err = d.attach(ns, p, true)
+	}
+	if err == nil {
+		to, from := s.BandsOf()
+		err = d.Shape(ctx, driver.Cable{ID: s.ID, Name: guestName}, to, from)
 	}
 	if err != nil {
 		return fmt.Errorf("attach %s: %w", s.ID, err)
@@ -311,6 +333,9 @@ func (d *Driver) ensureBase(again bool) (base, error) {
 		mtu = 1500
 	}
 	slices.Sort(names)
+	if len(uplinks) > 0 {
+		d.uplink.Store(speed(uplinks[0].Name))
+	}
 	// The rules stand before the bridge can carry anything and before loopback is routed to it.
 	if err := d.table.Ensure(d.rules(names)); err != nil {
 		return base{}, err
@@ -402,7 +427,7 @@ func (d *Driver) Observe(context.Context) ([]string, error) {
 		return nil, err
 	}
 	for _, l := range links {
-		if id := l.ID(); id != "" && l.Name == portName(id) {
+		if id := l.ID(); id != "" && (l.Name == portName(id) || l.Name == turnName(id)) {
 			ids[id] = true
 		}
 	}
@@ -427,6 +452,9 @@ func (d *Driver) Detach(_ context.Context, id string) error {
 	}
 	defer h.Close()
 	if err := h.Delete(portName(id), id); err != nil {
+		return fmt.Errorf("detach %s: %w", id, err)
+	}
+	if err := h.Delete(turnName(id), id); err != nil {
 		return fmt.Errorf("detach %s: %w", id, err)
 	}
 	addr, ok, err := d.table.Addr(id)

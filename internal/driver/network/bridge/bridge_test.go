@@ -346,6 +346,19 @@ func TestCutShort(t *testing.T) {
 			w.must(w.d.Attach(context.Background(), ns.Path(), s))
 			w.must(ns.Close())
 		},
+		"limits without a cable": func() {
+			_, err := w.d.ensureBase(false)
+			w.must(err)
+			w.must(w.d.table.Set(port))
+			sh(t, "", "ip", "link", "add", turnName("a"), "type", "ifb")
+		},
+		"limits of an instance that ended": func() {
+			ns := w.namespace()
+			limited := s
+			limited.Network.Bands = &[2]api.Band{{Limit: 1e8}, {Limit: 1e8}}
+			w.must(w.d.Attach(context.Background(), ns.Path(), limited))
+			w.must(ns.Close())
+		},
 		"cable without rules": func() {
 			w.must(w.d.Attach(context.Background(), w.namespace().Path(), s))
 			w.must(w.d.table.Delete())

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"regexp"
 
+	"atoll/api"
 	"atoll/internal/errs"
 )
 
@@ -31,6 +32,10 @@ type Config struct {
 	// same host. Default: docker, br-, cni, podman, virbr, lxdbr, lxcbr, incusbr. An
 	// interface with a default route is always allowed.
 	PrivateInterfaces []string `json:"privateInterfaces,omitempty"`
+	// Bandwidth is what the host's way to others carries in each direction, in bits per second; at
+	// least 1M. Guarantees of the network are kept out of it. Default: what the interface with the default
+	// route says of itself; many virtual ones say nothing, and then nothing is known.
+	Bandwidth string `json:"bandwidth,omitempty"`
 	// Untracked are UDP ports of tunnels between hosts: the host keeps no
 	// connections of them.
 	Untracked []uint16 `json:"untracked,omitempty"`
@@ -47,6 +52,7 @@ type plan struct {
 	isolate bool
 	dns     bool
 	private []string
+	uplink  int64 // bits per second; 0: as the interface says
 	tunnels []uint16
 }
 
@@ -68,6 +74,11 @@ func (c Config) plan() (plan, error) {
 		bad = append(bad, errs.Field{Field: "subnet", Value: subnet, Rule: "must be an IPv4 network from /8 to /30, host bits zero", Example: "10.88.0.0/16"})
 	} else {
 		p.gateway = p.subnet.Addr().Next()
+	}
+	if c.Bandwidth != "" {
+		if p.uplink, err = api.ParseQuantity(api.NetBandwidth, c.Bandwidth); err != nil || p.uplink < 1e6 {
+			bad = append(bad, errs.Field{Field: "bandwidth", Value: c.Bandwidth, Rule: "must be bits per second, at least 1M", Example: "10G"})
+		}
 	}
 	if p.mtu != 0 && (p.mtu < 576 || p.mtu > 65535) {
 		bad = append(bad, errs.Field{Field: "mtu", Rule: "must be 576 to 65535", Example: "1500"})

@@ -237,10 +237,16 @@ func TestCutShort(t *testing.T) {
 
 func inNet(t *testing.T, d *Driver, cmd string) {
 	t.Helper()
+	listNet(t, d, cmd)
+}
+
+func listNet(t *testing.T, d *Driver, cmd string) string {
+	t.Helper()
 	out, err := exec.Command("nsenter", append([]string{"--net=" + d.nsFile(70001), "--"}, strings.Fields(cmd)...)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v: %s", cmd, err, out)
 	}
+	return string(out)
 }
 
 // What others removed while the daemon runs is put back.

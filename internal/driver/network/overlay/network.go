@@ -18,6 +18,7 @@ import (
 	"atoll/internal/errs"
 	"atoll/internal/sys/netlink"
 	"atoll/internal/sys/nft"
+	"atoll/internal/sys/shape"
 )
 
 // network is one tenant's network on this host.
@@ -29,6 +30,7 @@ type network struct {
 	known    bool // Replace was called in this life
 	ns       *netlink.Namespace
 	link     *netlink.Handle // in ns
+	shaper   *shape.Shaper   // in ns
 	tunnel   int
 	mtu      int
 	members  map[netip.Addr]driver.Member
@@ -44,9 +46,10 @@ func (n *network) close() {
 
 func (n *network) shut() {
 	if n.ns != nil {
+		n.shaper.Close()
 		n.link.Close()
 		n.ns.Close()
-		n.ns, n.link = nil, nil
+		n.ns, n.link, n.shaper = nil, nil, nil
 	}
 }
 
@@ -228,7 +231,13 @@ func (n *network) base(ctx context.Context) error {
 			ns.Close()
 			return err
 		}
-		n.ns, n.link = ns, h
+		sh, err := shape.Open(ns.FD())
+		if err != nil {
+			h.Close()
+			ns.Close()
+			return err
+		}
+		n.ns, n.link, n.shaper = ns, h, sh
 	}
 	n.mtu = mtu
 	if err := n.settings(); err != nil {

@@ -64,6 +64,7 @@ var (
 	_ driver.Fabric   = (*Driver)(nil)
 	_ driver.Upstream = (*Driver)(nil)
 	_ driver.Listener = (*Driver)(nil)
+	_ driver.Shaper   = (*Driver)(nil)
 	_ driver.Arrivals = (*Driver)(nil)
 )
 
@@ -268,6 +269,8 @@ func (d *Driver) Attach(ctx context.Context, netns string, s driver.Spec) error 
 			return fmt.Errorf("attach %s: %w", s.ID, err)
 		}
 		w := &wire{ID: s.ID, Name: f.Name, Ref: api.RefOf(s.Instance), MAC: f.MAC, Addrs: f.Addrs}
+		w.To, w.From = s.BandsOf()
+		w.Most.Connections, w.Most.Packets = s.Instance.Spec.PerSecond()
 		if i == 0 {
 			w.Ports = published(s.Instance)
 		}

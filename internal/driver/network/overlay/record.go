@@ -12,6 +12,7 @@ import (
 
 	"atoll/api"
 	"atoll/internal/driver"
+	"atoll/internal/driver/network/overlay/bpf"
 	"atoll/internal/errs"
 	"atoll/internal/sys/nft"
 )
@@ -38,6 +39,9 @@ type wire struct {
 	Addrs []netip.Prefix `json:"addrs"`
 	Ports []api.Port     `json:"ports,omitempty"` // those that are published
 	Up    bool           `json:"up,omitempty"`    // was attached
+	To    api.Band       `json:"to,omitzero"`     // what comes
+	From  api.Band       `json:"from,omitzero"`   // what is sent
+	Most  bpf.Limits     `json:"most,omitzero"`   // connections and packets
 }
 
 func (w *wire) key() string { return w.ID + " " + w.Name }

@@ -46,7 +46,7 @@ func (n *network) attach(ctx context.Context, ns *netlink.Namespace, w *wire, fi
 	if first {
 		wire.Gateways = n.record.Net.Gateways
 	}
-	if err := n.link.EnsureWire(ns, wire, func() error { return n.wallUp(w) }); err != nil {
+	if err := n.link.EnsureWire(ns, wire, func() error { return errors.Join(n.wallUp(w), n.shape(w)) }); err != nil {
 		return err
 	}
 	w.Up = true
@@ -96,7 +96,7 @@ func (n *network) wallUp(w *wire) error {
 }
 
 func (n *network) setPort(w *wire) error {
-	p := bpf.Port{VNI: n.record.Net.VNI, MAC: w.MAC}
+	p := bpf.Port{VNI: n.record.Net.VNI, MAC: w.MAC, Limits: w.Most}
 	for _, a := range w.Addrs {
 		p.Addrs = append(p.Addrs, a.Addr())
 		p.Identity, p.Policy = n.members[a.Addr()].Identity, n.policies[a.Addr()]
@@ -113,7 +113,7 @@ func (n *network) fortify(w *wire) error {
 	if err != nil {
 		return err
 	}
-	return n.d.wall.Attach(n.ns, w.Index, bpf.RoleInstance)
+	return errors.Join(n.d.wall.Attach(n.ns, w.Index, bpf.RoleInstance), n.shape(w))
 }
 
 // detach removes an instance's wires.
@@ -162,12 +162,14 @@ func unplug(ns *netlink.Namespace, ws []*wire) error {
 	}
 	defer h.Close()
 	for _, w := range ws {
-		l, err := h.Link(wireName(w))
-		if err == nil {
-			err = h.DeleteIndex(l.Index)
-		}
-		if err != nil && !errors.Is(err, errs.NotFound) {
-			return err
+		for _, name := range []string{wireName(w), turnName(w)} {
+			l, err := h.Link(name)
+			if err == nil {
+				err = h.DeleteIndex(l.Index)
+			}
+			if err != nil && !errors.Is(err, errs.NotFound) {
+				return err
+			}
 		}
 	}
 	return nil
