@@ -57,6 +57,9 @@ func (n *network) arrive(ctx context.Context, want []nft.Floating) (netip.Addr, 
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	was := n.record.Floating
+	if n.ns == nil && n.known {
+		return netip.Addr{}, nil // it has been removed meanwhile
+	}
 	if !n.known || slices.Equal(want, was) {
 		return n.record.Uplink, nil // a gate that is not known yet is made with all that is said until then
 	}
