@@ -61,21 +61,22 @@ type Verb string
 
 // The verbs that roles grant.
 const (
-	VerbGet    Verb = "get"
-	VerbList   Verb = "list"
-	VerbWatch  Verb = "watch"
-	VerbCreate Verb = "create"
-	VerbUpdate Verb = "update"
-	VerbDelete Verb = "delete"
-	VerbExec   Verb = "exec"
-	VerbLogs   Verb = "logs"
-	VerbBackup Verb = "backup" // read or replace the whole state of the control plane
-	VerbAny    Verb = "*"
+	VerbGet     Verb = "get"
+	VerbList    Verb = "list"
+	VerbWatch   Verb = "watch"
+	VerbCreate  Verb = "create"
+	VerbUpdate  Verb = "update"
+	VerbDelete  Verb = "delete"
+	VerbExec    Verb = "exec"
+	VerbLogs    Verb = "logs"
+	VerbCapture Verb = "capture" // copy the packets on an instance's wire
+	VerbBackup  Verb = "backup"  // read or replace the whole state of the control plane
+	VerbAny     Verb = "*"
 )
 
 // Verbs lists the verbs in a fixed order.
 func Verbs() []Verb {
-	return []Verb{VerbGet, VerbList, VerbWatch, VerbCreate, VerbUpdate, VerbDelete, VerbExec, VerbLogs, VerbBackup, VerbAny}
+	return []Verb{VerbGet, VerbList, VerbWatch, VerbCreate, VerbUpdate, VerbDelete, VerbExec, VerbLogs, VerbCapture, VerbBackup, VerbAny}
 }
 
 // Role is a named set of rights.
@@ -91,7 +92,7 @@ type RoleSpec struct {
 
 // RoleRule allows verbs on kinds, and privileges beyond them.
 type RoleRule struct {
-	Verbs []Verb   `json:"verbs" doc:"get, list, watch, create, update, delete, exec, logs, backup or *" example:"[get, list]"`
+	Verbs []Verb   `json:"verbs" doc:"get, list, watch, create, update, delete, exec, logs, capture, backup or *" example:"[get, list]"`
 	Kinds []string `json:"kinds" doc:"kinds by name, or *" example:"[instance, image]"`
 	// Grants are rights inside a spec that are dangerous by themselves.
 	Grants []string `json:"grants,omitempty" doc:"dangerous parts of a spec it allows: capability:NAME, hostpath:/prefix, network:host, network:vni, priority:CLASS (one that preempts)" example:"[capability:NET_ADMIN, hostpath:/srv/data]"`

@@ -92,6 +92,7 @@ var floors = map[string]int{
 	"internal/cli/object":    37,
 	"internal/cli/plan":      37,
 	"internal/cli/setup":     37,
+	"internal/cli/flow":      37,
 	"internal/cli/tell":      38,
 	"internal/cli/drop":      38,
 	"internal/cli/pool":      39,

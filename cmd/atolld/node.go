@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,11 +79,11 @@ func newNode(d nodeDeps) (*node, error) {
 		return nil, err
 	}
 	n.rec = reconcile.NewRecorder(n.st, d.clk, d.log, "agent/"+d.c.Node)
-	n.fabric = fabric.New(fabric.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Driver: dv.Fabric})
+	n.fabric = fabric.New(fabric.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Driver: dv.Fabric, Dir: filepath.Join(d.c.State, "flows")})
 	n.shaping = shaping.New(shaping.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Network: dv.Network})
 	n.drops = droplist.New(droplist.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Barrier: dv.Barrier})
 	n.names = resolve.New(resolve.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Upstream: hostResolvers(d.c), Listen: resolve.On(dv.Fabric)})
-	n.agent = agent.New(agent.Deps{Fabric: dv.Fabric, Ready: n.fabric.Ready, Bands: n.shaping.Bands, Drops: n.drops.Counts, Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.Runtimes, Network: dv.Network, Storage: dv.Storage,
+	n.agent = agent.New(agent.Deps{Fabric: dv.Fabric, Ready: n.fabric.Ready, Traffic: n.fabric, Bands: n.shaping.Bands, Drops: n.drops.Counts, Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.Runtimes, Network: dv.Network, Storage: dv.Storage,
 		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.Status).read, Lease: n.holder, Guard: n.warden})
 	n.connect(n.agent.Handle)
 	return n, nil

@@ -79,7 +79,9 @@ type Deps struct {
 	// Bands are what an instance may have of the network when it is attached; nil: as its spec says.
 	Bands func(*api.Instance) *[2]api.Band
 	// Drops tells what the host does of the drop list; nil: it has none.
-	Drops    func(ctx context.Context) []api.DropCount
+	Drops func(ctx context.Context) []api.DropCount
+	// Traffic tells of what passes networks of tenants; nil: nobody does here.
+	Traffic  Traffic
 	Storage  driver.Storage
 	Images   Images
 	Groups   Groups

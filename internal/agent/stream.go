@@ -37,6 +37,10 @@ func (a *Agent) Handle(ctx context.Context, h tunnel.Header, s *tunnel.Stream) e
 		return serve(ctx, h, s, cancel, a.copy)
 	case tunnel.VerbImage:
 		return serve(ctx, h, s, cancel, a.image)
+	case tunnel.VerbNet:
+		return serve(ctx, h, s, cancel, a.net)
+	case tunnel.VerbCapture:
+		return serve(ctx, h, s, cancel, a.capture)
 	case tunnel.VerbUsage:
 		return s.WriteJSON(api.ChanStdout, a.Usage(ctx))
 	}

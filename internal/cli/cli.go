@@ -20,6 +20,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"atoll/api"
+	"atoll/internal/cli/drop"
+	"atoll/internal/cli/flow"
 	"atoll/internal/cli/live"
 	"atoll/internal/cli/object"
 	"atoll/internal/cli/plan"
@@ -38,10 +40,17 @@ func Commands() []verb.Def {
 		live.Run(), create(), live.Exec(), live.Attach(), tell.Logs(), live.Cp(),
 		live.Start(), live.Stop(), live.Restart(), workload.Scale(), workload.Rollout(),
 		object.Get(), tell.Describe(), object.Apply(), object.Edit(), object.Delete(), object.Wait(),
-		tell.Why(), tell.Explain(), tell.Events(), tell.Top(), plan.Plan(), tell.Resources(),
+		tell.Why(), tell.Explain(), tell.Events(), tell.Top(), network(), plan.Plan(), tell.Resources(),
 		pool.Tenant(), pool.Network(), pool.Address(), pool.Node(), pool.Image(), pool.User(), pool.Token(), pool.Role(),
 		setup.Use(), setup.Login(), setup.Backup(), setup.Recover(), setup.Upgrade(), setup.Sim(), setup.Doctor(), setup.Version(), completionVerb(),
 	}, pool.Maintenance()...)
+}
+
+// network is what passes networks, and what must not.
+func network() verb.Def {
+	d := flow.Net()
+	d.Sub = append(d.Sub, drop.Drop())
+	return d
 }
 
 // create makes an instance, or what makes instances.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -745,6 +746,16 @@ func (w *world) Upgrade(context.Context, api.UpgradeRequest) (*api.Upgrade, erro
 // SendVersion takes nothing in.
 func (w *world) SendVersion(context.Context, string, io.Reader) (api.UpgradeUpload, error) {
 	return api.UpgradeUpload{}, errs.New(errs.Unsupported, "this server does not upgrade its pool")
+}
+
+// Net tells nothing: the world has no networks.
+func (w *world) Net(context.Context, string, url.Values, any) error {
+	return errs.New(errs.Unsupported, "this server knows no traffic")
+}
+
+// FollowFlows tells nothing either.
+func (w *world) FollowFlows(context.Context, url.Values) (conn.Stream, error) {
+	return nil, errs.New(errs.Unsupported, "this server knows no traffic")
 }
 
 // Close does nothing: the world outlives a call.

@@ -26,10 +26,10 @@ type Cable struct {
 
 // Traffic is what passed a cable to the instance and from it, since it was bounded. It never falls while the
 // direction stays bounded.
-type Traffic struct{ To, From Flow }
+type Traffic struct{ To, From Passed }
 
-// Flow is of one direction; zero where it is not bounded.
-type Flow struct {
+// Passed is of one direction; zero where it is not bounded.
+type Passed struct {
 	Limit   int64  // bits per second, that is in force
 	Bytes   uint64 // of frames with their Ethernet headers
 	Dropped uint64 // packets that there was no room for

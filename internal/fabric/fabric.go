@@ -33,12 +33,14 @@ type Deps struct {
 	Clock  clock.Clock
 	Log    *slog.Logger
 	Driver driver.Fabric
+	Dir    string // directory for what is recorded of flows; "": nothing is
 }
 
 // Fabric is one host's.
 type Fabric struct {
 	Deps
 	engine *reconcile.Engine
+	sight  *sight
 
 	mu      sync.Mutex   // guards all below
 	ids     *segment.IDs // nil until there is a network
@@ -68,14 +70,21 @@ type network struct {
 
 // New makes it; no goroutine, no I/O.
 func New(d Deps) *Fabric {
-	f := &Fabric{Deps: d, nets: map[api.Ref]*network{}, here: map[api.Ref][]api.Ref{}, told: map[place]bool{}, moved: make(chan struct{}), gone: map[uint32]bool{}}
+	f := &Fabric{Deps: d, nets: map[api.Ref]*network{}, here: map[api.Ref][]api.Ref{}, told: map[place]bool{}, moved: make(chan struct{}), gone: map[uint32]bool{}, sight: newSight(d.Dir)}
 	f.engine = reconcile.New(d.Store, d.Clock, d.Log, reconcile.Events{})
 	f.engine.Add(controller{f}, 1)
 	return f
 }
 
 // Run works until ctx ends. Networks and what is on them stay.
-func (f *Fabric) Run(ctx context.Context) error { return f.engine.Run(ctx) }
+func (f *Fabric) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { f.listen(ctx) })
+	wg.Go(func() { f.note(ctx) })
+	err := f.engine.Run(ctx)
+	wg.Wait()
+	return err
+}
 
 // readyFor is how long an instance waits for its networks: they are told within milliseconds,
 // or something is wrong.

@@ -40,7 +40,7 @@ type Route struct {
 }
 
 // Param is a parameter in the query.
-type Param struct{ Name, Type, Doc string }
+type Param = struct{ Name, Type, Doc string }
 
 func (r *Route) kind() api.Kind {
 	if r.Def == nil {
@@ -85,7 +85,7 @@ func (s *Server) table() []*Route {
 		out = append(out, s.kindRoutes(d)...)
 	}
 	out = append(append(out, s.serverRoutes()...), s.upgradeRoutes()...)
-	return append(out, s.streamRoutes()...)
+	return append(append(out, s.streamRoutes()...), s.netRoutes()...)
 }
 
 func (s *Server) commonRoutes() []*Route {
@@ -158,12 +158,13 @@ func (s *Server) streamRoutes() []*Route {
 		logs,
 		// Reading files gives as much away as running a command, so both ways need exec.
 		row("copy", api.VerbExec, "Copies files in or out as a tar stream."),
+		row("capture", api.VerbCapture, "Copies the packets on its wire, as pcap."),
 	}
 	for op, v := range map[string]api.Verb{"pull": api.VerbCreate, "import": api.VerbCreate, "export": api.VerbGet, "push": api.VerbGet} {
 		out = append(out, &Route{Method: "GET", Path: "/v1/images/" + op + "/stream", ID: op + "Image", Doc: "Works on a node's images: " + op + ".", Verb: v, Def: img,
 			Query: []Param{paramTenant, paramNode, paramStream}, Socket: true, Long: true, handle: func(c *call) error { return c.imageStream(op) }})
 	}
-	slices.SortFunc(out[4:], func(a, b *Route) int { return strings.Compare(a.Path, b.Path) })
+	slices.SortFunc(out[5:], func(a, b *Route) int { return strings.Compare(a.Path, b.Path) })
 	return out
 }
 
@@ -208,11 +209,7 @@ func (r *Route) shown() openapi.Route {
 	case r.Known:
 		right = "any user; what it does is checked by itself"
 	}
-	var query []openapi.Param
-	for _, p := range r.Query {
-		query = append(query, openapi.Param(p))
-	}
-	return openapi.Route{Method: r.Method, Path: r.Path, ID: r.ID, Doc: r.Doc, Public: r.Public, Right: right, Def: r.Def, Query: query,
+	return openapi.Route{Method: r.Method, Path: r.Path, ID: r.ID, Doc: r.Doc, Public: r.Public, Right: right, Def: r.Def, Query: r.Query,
 		Body: r.Body, Schema: r.Schema, Answer: r.Answer, Result: r.Result, Status: r.Status, Socket: r.Socket, Example: r.Example}
 }
 
@@ -231,5 +228,6 @@ func (s *Server) document() ([]byte, error) {
 		"PowerRequest": reflect.TypeFor[api.PowerRequest](), "PowerAnswer": reflect.TypeFor[api.PowerAnswer](),
 		"UpgradeRequest": reflect.TypeFor[api.UpgradeRequest](), "NodeIdentityStatus": reflect.TypeFor[api.NodeIdentityStatus](), "UpgradeUpload": reflect.TypeFor[api.UpgradeUpload](),
 		"PlanRequest": reflect.TypeFor[api.PlanRequest](), "PlanAnswer": reflect.TypeFor[api.PlanAnswer](),
+		"NetVerdict": reflect.TypeFor[api.NetVerdict](), "NetFlows": reflect.TypeFor[api.NetFlows](), "NetMap": reflect.TypeFor[api.NetMap](), "NetHits": reflect.TypeFor[api.NetHits](), "NetCheck": reflect.TypeFor[api.NetCheck](),
 	})
 }

@@ -267,7 +267,7 @@ func (s *Shaping) look(c driver.Cable, d int, t driver.Traffic, now time.Time, n
 	n.hungry = is.Waiting > 0 || is.Dropped > was.Dropped || float64(n.used) > nearly*float64(is.Limit)
 }
 
-func flow(t driver.Traffic, d int) driver.Flow {
+func flow(t driver.Traffic, d int) driver.Passed {
 	if d == 0 {
 		return t.To
 	}

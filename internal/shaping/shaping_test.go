@@ -42,12 +42,12 @@ func (w *wire) Traffic(context.Context) (map[driver.Cable]driver.Traffic, error)
 		if b[0].Limit == 0 && b[1].Limit == 0 {
 			continue
 		}
-		f := driver.Flow{Limit: b[0].Limit, Bytes: w.bytes[c]}
+		f := driver.Passed{Limit: b[0].Limit, Bytes: w.bytes[c]}
 		if w.waits[c] {
 			f.Waiting = 1000
 		}
 		out[c] = driver.Traffic{To: f, From: f}
-		out[c] = driver.Traffic{To: f, From: driver.Flow{Limit: b[1].Limit, Bytes: w.bytes[c], Waiting: f.Waiting}}
+		out[c] = driver.Traffic{To: f, From: driver.Passed{Limit: b[1].Limit, Bytes: w.bytes[c], Waiting: f.Waiting}}
 	}
 	return out, nil
 }

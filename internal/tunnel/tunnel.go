@@ -30,6 +30,9 @@ const (
 	VerbCopy   = "copy"   // api.CopyRequest
 	VerbImage  = "image"  // api.ImageRequest
 	VerbUsage  = "usage"  // none; answers one ChanStdout frame with an api.UsageReport of the node
+	// About networks of tenants: api.NetAsk, answered by JSON on ChanStdout; and api.CaptureRequest, by pcap.
+	VerbNet     = "net"
+	VerbCapture = "capture"
 )
 
 // Header opens a stream.

@@ -8,6 +8,7 @@ package conn
 import (
 	"context"
 	"io"
+	"net/url"
 
 	"atoll/api"
 	"atoll/internal/store"
@@ -22,6 +23,7 @@ type Client interface {
 	Keeper
 	Hosts
 	Upgrader
+	Traffic
 	io.Closer
 }
 
@@ -31,6 +33,14 @@ type Writer interface {
 	Create(ctx context.Context, o api.Object) (api.Object, error)
 	// Delete asks for removal at a revision (store.Any: whatever is there); who has to clean up first does so.
 	Delete(ctx context.Context, ref api.Ref, rev int64) error
+}
+
+// Traffic tells of networks of tenants.
+type Traffic interface {
+	// Net asks one of the questions: why, check, flows, map, hits. Parameters are those of the API.
+	Net(ctx context.Context, question string, q url.Values, out any) error
+	// FollowFlows streams new and refused flows: an api.NetFlow in each message of api.ChanStdout.
+	FollowFlows(ctx context.Context, q url.Values) (Stream, error)
 }
 
 // Streamer opens live streams.

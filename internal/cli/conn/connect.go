@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
+	"net/url"
 	"time"
 
 	"atoll/api"
@@ -93,6 +94,15 @@ func (s *wire) Stream(ctx context.Context, r StreamRequest) (Stream, error) {
 		return c, nil
 	}
 	c, err := s.InstanceStream(ctx, r.Instance, r.Verb, r.Params)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// FollowFlows opens a stream of flows.
+func (s *wire) FollowFlows(ctx context.Context, q url.Values) (Stream, error) {
+	c, err := s.NetFlows(ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -236,6 +246,14 @@ func (t *tracer) Usage(ctx context.Context, tenant string) (api.UsageReport, err
 	rep, err := t.Client.Usage(ctx, tenant)
 	t.tell(start, "usage", render.Dash(tenant), err)
 	return rep, err
+}
+
+// Net tells of a question about traffic.
+func (t *tracer) Net(ctx context.Context, question string, q url.Values, out any) error {
+	start := t.clock.Now()
+	err := t.Client.Net(ctx, question, q, out)
+	t.tell(start, "net", question, err)
+	return err
 }
 
 // Plan tells of a question.

@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"atoll/api"
+	"atoll/internal/cli/flow"
 	"atoll/internal/cli/object"
 	"atoll/internal/cli/render"
 	"atoll/internal/cli/verb"
@@ -82,6 +83,9 @@ func (o *DescribeOptions) one(ctx context.Context, c *verb.Call, r api.Ref) erro
 	}
 	if n, ok := obj.(*api.Node); ok {
 		describeLease(ctx, c, n)
+	}
+	if g, ok := obj.(*api.SecurityGroup); ok {
+		flow.DescribeHits(ctx, c, g)
 	}
 	return o.lastEvents(ctx, c, r)
 }

@@ -35,7 +35,7 @@ type Route struct {
 }
 
 // Param is a parameter in the query.
-type Param struct{ Name, Type, Doc string }
+type Param = struct{ Name, Type, Doc string }
 
 const (
 	typeLines   = "application/x-ndjson"

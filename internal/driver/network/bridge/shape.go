@@ -108,8 +108,8 @@ func traffic(s *shape.Shaper, p shape.Port) (driver.Traffic, bool, error) {
 	if errors.Is(err, errs.NotFound) {
 		return driver.Traffic{}, false, nil // it went meanwhile
 	}
-	flow := func(b shape.Band, u shape.Use) driver.Flow {
-		return driver.Flow{Limit: b.Rate, Bytes: u.Bytes, Dropped: u.Dropped, Waiting: int64(u.Waiting)}
+	flow := func(b shape.Band, u shape.Use) driver.Passed {
+		return driver.Passed{Limit: b.Rate, Bytes: u.Bytes, Dropped: u.Dropped, Waiting: int64(u.Waiting)}
 	}
 	return driver.Traffic{To: flow(to, u[0]), From: flow(from, u[1])}, to.Rate != 0 || from.Rate != 0, err
 }

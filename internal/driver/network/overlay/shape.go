@@ -99,8 +99,8 @@ func (n *network) traffic(out map[driver.Cable]driver.Traffic) error {
 		if err != nil {
 			return err
 		}
-		flow := func(b shape.Band, u shape.Use) driver.Flow {
-			return driver.Flow{Limit: b.Rate, Bytes: u.Bytes, Dropped: u.Dropped, Waiting: int64(u.Waiting)}
+		flow := func(b shape.Band, u shape.Use) driver.Passed {
+			return driver.Passed{Limit: b.Rate, Bytes: u.Bytes, Dropped: u.Dropped, Waiting: int64(u.Waiting)}
 		}
 		out[driver.Cable{ID: w.ID, Name: w.Name}] = driver.Traffic{To: flow(to, u[0]), From: flow(from, u[1])}
 	}

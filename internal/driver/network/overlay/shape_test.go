@@ -92,7 +92,7 @@ func TestLimits(t *testing.T) {
 	}
 	x.do(func(d *Driver) error {
 		tr, err := d.Traffic(t.Context())
-		if f := tr[cable]; len(tr) != 1 || f.From.Limit != 64e6 || f.From.Bytes < 8<<20 || f.To != (driver.Flow{}) {
+		if f := tr[cable]; len(tr) != 1 || f.From.Limit != 64e6 || f.From.Bytes < 8<<20 || f.To != (driver.Passed{}) {
 			t.Errorf("traffic %+v", tr)
 		}
 		if err := d.Shape(t.Context(), driver.Cable{ID: "a", Name: "eth1"}, api.Band{}, api.Band{}); errs.KindOf(err) != errs.NotFound {
@@ -131,7 +131,7 @@ func TestWallIsInFront(t *testing.T) {
 	x.do(func(d *Driver) error { return d.Attach(t.Context(), a.ns.Path(), s) })
 	b.serve(80)
 	a.reaches(b, 80)
-	from := func() (out driver.Flow) {
+	from := func() (out driver.Passed) {
 		x.do(func(d *Driver) error {
 			tr, err := d.Traffic(t.Context())
 			out = tr[driver.Cable{ID: "a", Name: "eth0"}].From
