@@ -71,6 +71,7 @@ var definitions = []*Definition{
 	budgetDefinition(),
 	securityGroupDefinition(),
 	dropRuleDefinition(),
+	bgpPeerDefinition(),
 	eventDefinition(),
 }
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net"
 	"strings"
 	"time"
 
@@ -82,4 +83,13 @@ func endpointColumn(o Object, of func(Interface) []string) string {
 		all = append(all, of(i)...)
 	}
 	return dash(strings.Join(all, ","))
+}
+
+// HardwareAddr is MAC; false when it is none.
+func (i *Interface) HardwareAddr() (mac [6]byte, ok bool) {
+	m, err := net.ParseMAC(i.MAC)
+	if err != nil || len(m) != len(mac) {
+		return mac, false
+	}
+	return [6]byte(m), true
 }

@@ -126,6 +126,7 @@ type NodeStatus struct {
 	Images      []string     `json:"images,omitempty" doc:"digests of the images that are here"`
 	Devices     []Device     `json:"devices,omitempty" doc:"its GPUs"`
 	Cells       []Cell       `json:"cells,omitempty" doc:"its NUMA cells"`
+	BGP         []BGPSession `json:"bgp,omitempty" doc:"its sessions with routers"`
 }
 
 // Capability is one driver of a node and what it can do.

@@ -4,7 +4,7 @@
 set -euo pipefail
 need=(crun conmon nftables iproute2 busybox-static ca-certificates e2fsprogs)
 [ "${1:-}" = --list ] && { echo "${need[*]}"; exit; }
-[ "${1:-}" = --test ] && need+=(etcd-server iptables runc qemu-system-x86 mmdebstrap debian-archive-keyring coinor-cbc openipmi docker.io ufw bpftool)
+[ "${1:-}" = --test ] && need+=(etcd-server iptables runc qemu-system-x86 mmdebstrap debian-archive-keyring coinor-cbc openipmi frr docker.io ufw bpftool)
 missing=()
 for p in "${need[@]}"; do
   dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")

@@ -65,6 +65,7 @@ var floors = map[string]int{
 	"internal/resolve":                    30,
 	"internal/shaping":                    30,
 	"internal/droplist":                   30,
+	"internal/announce":                   30,
 	"internal/balance/…":                  20,
 	"internal/reconcile":                  20,
 	"internal/lease":                      20,
@@ -146,12 +147,13 @@ var doors = []struct {
 	{"github.com/bougou/go-ipmi", []string{"internal/fence/bmc"}, "power is switched in one place"},
 	{"github.com/stmcginnis/gofish", []string{"internal/fence/bmc"}, "power is switched in one place"},
 	{"github.com/miekg/dns", []string{"internal/resolve"}, "names are answered in one place"},
+	{"github.com/osrg/gobgp", []string{"internal/driver/announce/gobgp"}, "routers are spoken with in one place"},
 	{"github.com/cedar-policy", []string{"internal/auth"}, "decisions are made in one place"},
 }
 
 // unreachable lists what a binary must not contain, directly or not.
 var unreachable = map[string][]string{
-	"cmd/atoll": {"internal/server", "internal/control", "internal/agent", "internal/sched", "internal/driver", "internal/store/etcdstore", "internal/image", "go.etcd.io/etcd", "github.com/vishvananda/netlink", "github.com/hashicorp/yamux"},
+	"cmd/atoll": {"internal/server", "internal/control", "internal/agent", "internal/sched", "internal/driver", "internal/store/etcdstore", "internal/image", "go.etcd.io/etcd", "github.com/vishvananda/netlink", "github.com/hashicorp/yamux", "github.com/osrg/gobgp"},
 }
 
 type pkg struct {

@@ -15,6 +15,7 @@ import (
 type facts struct {
 	state string
 	up    func() *api.NodeUpgrade
+	bgp   func(context.Context) ([]api.BGPSession, error)
 
 	mu     sync.Mutex
 	info   host.Info
@@ -27,8 +28,8 @@ const (
 	maxInstances = 4000 // per node; what one bridge and one agent are tested with, with room
 )
 
-func newFacts(c config, up func() *api.NodeUpgrade) *facts {
-	return &facts{state: c.State, up: up}
+func newFacts(c config, up func() *api.NodeUpgrade, bgp func(context.Context) ([]api.BGPSession, error)) *facts {
+	return &facts{state: c.State, up: up, bgp: bgp}
 }
 
 // read gives the node's status as far as the host decides it.
@@ -51,6 +52,9 @@ func (f *facts) read(ctx context.Context) (api.NodeStatus, error) {
 	st := api.NodeStatus{
 		Capacity: api.Resources{api.CPU: int64(f.info.CPUs) * 1000, api.Memory: f.info.Memory, api.Disk: f.info.Disk.Total, api.Instances: maxInstances},
 		OS:       f.info.OS, Kernel: f.info.Kernel, Arch: f.info.Arch, Version: version, Release: release.Number(), Upgrade: f.up(), BootID: f.info.BootID,
+	}
+	if list, err := f.bgp(ctx); err == nil { // what it cannot say of routers is no reason not to say the rest
+		st.BGP = list
 	}
 	for _, a := range f.info.Addresses {
 		st.Addresses = append(st.Addresses, a.String())

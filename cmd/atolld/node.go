@@ -16,6 +16,7 @@ import (
 	"atoll/cmd/atolld/change"
 	"atoll/cmd/atolld/images"
 	"atoll/internal/agent"
+	"atoll/internal/announce"
 	"atoll/internal/clock"
 	"atoll/internal/droplist"
 	"atoll/internal/errs"
@@ -45,6 +46,7 @@ type node struct {
 	shaping *shaping.Shaping
 	drops   *droplist.List
 	names   *resolve.Resolver
+	bgp     *announce.Announcer
 	rec     *reconcile.Recorder
 	warden  *warden
 	began   atomic.Bool      // the agent has
@@ -83,8 +85,9 @@ func newNode(d nodeDeps) (*node, error) {
 	n.shaping = shaping.New(shaping.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Network: dv.Network})
 	n.drops = droplist.New(droplist.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Barrier: dv.Barrier})
 	n.names = resolve.New(resolve.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Upstream: hostResolvers(d.c), Listen: resolve.On(dv.Fabric)})
+	n.bgp = announce.New(announce.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Driver: dv.Routers, Held: n.holder.Held, Learn: n.fabric.Learn, Publish: func() { n.agent.Publish() }})
 	n.agent = agent.New(agent.Deps{Fabric: dv.Fabric, Ready: n.fabric.Ready, Traffic: n.fabric, Bands: n.shaping.Bands, Drops: n.drops.Counts, Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.Runtimes, Network: dv.Network, Storage: dv.Storage,
-		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.Status).read, Lease: n.holder, Guard: n.warden})
+		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.Status, n.bgp.Sessions).read, Lease: n.holder, Guard: n.warden})
 	n.connect(n.agent.Handle)
 	return n, nil
 }
@@ -141,10 +144,16 @@ func (n *node) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	// The heart does not wait for what is done about a lease that was lost or taken.
 	g.Go(func() error {
-		return each(ctx, n.lost, func() { n.agent.LeaseLost(ctx) })
+		return each(ctx, n.lost, func() {
+			n.bgp.Look()
+			n.agent.LeaseLost(ctx)
+		})
 	})
 	g.Go(func() error {
-		return each(ctx, n.taken, func() { n.catchUp(ctx) })
+		return each(ctx, n.taken, func() {
+			n.catchUp(ctx)
+			n.bgp.Look()
+		})
 	})
 	if n.rep != nil {
 		g.Go(func() error { return n.keepLease(ctx) })
@@ -155,6 +164,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.names.Run(ctx) })
 	g.Go(func() error { return n.shaping.Run(ctx) })
 	g.Go(func() error { return n.drops.Run(ctx) })
+	g.Go(func() error { return n.bgp.Run(ctx) })
 	return g.Wait()
 }
 

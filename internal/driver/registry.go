@@ -15,6 +15,7 @@ type Registry struct {
 	runtimes map[string]func(Deps, json.RawMessage) (Runtime, error)
 	networks map[string]func(Deps, json.RawMessage) (Network, error)
 	storages map[string]func(Deps, json.RawMessage) (Storage, error)
+	speakers map[string]func(Deps, json.RawMessage) (Announcer, error)
 }
 
 // NewRegistry is empty.
@@ -23,6 +24,7 @@ func NewRegistry() *Registry {
 		runtimes: map[string]func(Deps, json.RawMessage) (Runtime, error){},
 		networks: map[string]func(Deps, json.RawMessage) (Network, error){},
 		storages: map[string]func(Deps, json.RawMessage) (Storage, error){},
+		speakers: map[string]func(Deps, json.RawMessage) (Announcer, error){},
 	}
 }
 
@@ -39,6 +41,11 @@ func AddNetwork[C any, D Network](r *Registry, name string, fn func(Deps, C) (D,
 // AddStorage registers a storage driver.
 func AddStorage[C any, D Storage](r *Registry, name string, fn func(Deps, C) (D, error)) {
 	r.storages[name] = func(d Deps, raw json.RawMessage) (Storage, error) { return build[C, D, Storage](name, fn, d, raw) }
+}
+
+// AddAnnouncer registers a driver that speaks with routers.
+func AddAnnouncer[C any, D Announcer](r *Registry, name string, fn func(Deps, C) (D, error)) {
+	r.speakers[name] = func(d Deps, raw json.RawMessage) (Announcer, error) { return build[C, D, Announcer](name, fn, d, raw) }
 }
 
 func build[C any, D, I any](name string, fn func(Deps, C) (D, error), d Deps, raw json.RawMessage) (I, error) {
@@ -71,6 +78,11 @@ func (r *Registry) Network(name string, d Deps, config json.RawMessage) (Network
 // Storage builds a registered storage driver.
 func (r *Registry) Storage(name string, d Deps, config json.RawMessage) (Storage, error) {
 	return lookup(r.storages, "storage", name, d, config)
+}
+
+// Announcer builds a registered driver that speaks with routers.
+func (r *Registry) Announcer(name string, d Deps, config json.RawMessage) (Announcer, error) {
+	return lookup(r.speakers, "announcer", name, d, config)
 }
 
 // Runtimes lists the registered names, sorted.

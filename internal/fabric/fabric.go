@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -50,6 +51,7 @@ type Fabric struct {
 	told    map[place]bool        // addresses of instances here that the driver knows all about
 	moved   chan struct{}         // closed and replaced when told grows
 	gone    map[uint32]bool       // networks that the driver is to forget
+	learned map[uint32][]driver.Member
 }
 
 // place is an address of a network.
@@ -66,6 +68,7 @@ type network struct {
 	net      driver.Net                  // as the driver was told
 	members  map[api.Ref][]driver.Member // by endpoint, as the driver was told
 	users    map[uint16]map[api.Ref]bool // endpoints with an identity
+	beside   map[netip.Addr]driver.Member
 }
 
 // New makes it; no goroutine, no I/O.
@@ -153,6 +156,9 @@ func (c controller) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 		err = c.group(ctx, s, ref)
 	case api.KindEndpoint:
 		err = c.endpoint(ctx, s, ref)
+	}
+	if err == nil && ref == learnedRef {
+		err = c.relearn(ctx)
 	}
 	// What failed for one name is made good by the next call, whichever name it is about.
 	for _, n := range c.nets {
@@ -454,10 +460,7 @@ func (f *Fabric) open(ctx context.Context, s store.Store, ref api.Ref) error {
 // tell has the driver make a change. After an error nobody knows how far it came: the whole is told anew.
 func (f *Fabric) tell(ctx context.Context, n *network, c driver.Change) error {
 	if n.replaced {
-		if segment.Empty(c) {
-			return nil
-		}
-		err := f.Driver.Change(ctx, n.net.VNI, c)
+		err := f.change(ctx, n, c)
 		if err == nil {
 			return nil
 		}
@@ -468,10 +471,12 @@ func (f *Fabric) tell(ctx context.Context, n *network, c driver.Change) error {
 	for _, ms := range n.members {
 		members = append(members, ms...)
 	}
+	beside := f.besideOf(n)
+	members = slices.AppendSeq(members, maps.Values(beside))
 	if err := f.Driver.Replace(ctx, n.net, members, n.compiler.Table()); err != nil {
 		return fmt.Errorf("make %s: %w", api.RefOf(n.object), err)
 	}
-	n.replaced = true
+	n.replaced, n.beside = true, beside
 	return nil
 }
 

@@ -80,6 +80,8 @@ func (c *call) grantCreate(o api.Object) error {
 			return err
 		}
 		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
+	case *api.BGPPeer:
+		return c.Auth.Grants(c.id, "", o.Spec.Grants())
 	case *api.Deployment, *api.Job, *api.CronJob:
 		return c.grantWorkload(o)
 	case *api.DisruptionBudget:

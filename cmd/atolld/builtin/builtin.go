@@ -5,6 +5,7 @@ package builtin
 import (
 	"atoll/api"
 	"atoll/internal/driver"
+	"atoll/internal/driver/announce/gobgp"
 	"atoll/internal/driver/network/bridge"
 	"atoll/internal/driver/network/overlay"
 	"atoll/internal/driver/runtime/container"
@@ -29,6 +30,7 @@ func Drivers() *driver.Registry {
 	driver.AddNetwork(r, "bridge", bridge.New)
 	driver.AddNetwork(r, api.DriverOverlay, overlay.New)
 	driver.AddStorage(r, "dir", dir.New)
+	driver.AddAnnouncer(r, "gobgp", gobgp.New)
 	return r
 }
 

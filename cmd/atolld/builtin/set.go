@@ -31,7 +31,8 @@ type Set struct {
 	Network  driver.Network // all of them
 	Fabric   driver.Fabric  // of those, the one of tenants' networks
 	Storage  driver.Storage
-	Barrier  driver.Barrier // at the uplink
+	Barrier  driver.Barrier   // at the uplink
+	Routers  driver.Announcer // speaks with them
 }
 
 // Build makes every driver of this build, each with directories of its own. It does no other I/O.
@@ -71,7 +72,10 @@ func Build(h Host, clk clock.Clock, log *slog.Logger) (Set, error) {
 	if d, err = deps("volumes"); err != nil {
 		return set, err
 	}
-	set.Storage, err = reg.Storage("dir", d, h.Sections["dir"])
+	if set.Storage, err = reg.Storage("dir", d, h.Sections["dir"]); err != nil {
+		return set, err
+	}
+	set.Routers, err = reg.Announcer("gobgp", driver.Deps{Node: h.Node, Clock: clk, Log: log.With("driver", "gobgp")}, h.Sections["gobgp"])
 	return set, err
 }
 

@@ -169,6 +169,8 @@ func exampleSpec(k api.Kind) obj {
 		return obj{"select": obj{"app": "db"}, "ingress": []obj{{"from": []obj{{"labels": obj{"app": "web"}}}, "ports": []string{"tcp/5432"}}}}
 	case api.KindDropRule:
 		return obj{"prefix": "203.0.113.0/24", "reason": "scans port 22"}
+	case api.KindBGPPeer:
+		return obj{"address": "192.0.2.1", "asn": 65001, "localAsn": 64512, "families": []string{"ipv4", "evpn"}, "password": "fabric"}
 	case api.KindPriorityClass:
 		return obj{"value": 1000}
 	}

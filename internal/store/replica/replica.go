@@ -99,6 +99,7 @@ func Parts(node string) []api.Selector {
 		{Kind: api.KindSecurityGroup},
 		{Kind: api.KindEndpoint},
 		{Kind: api.KindAddress, Fields: map[string]string{"status.node": node}},
+		{Kind: api.KindBGPPeer},
 		{Kind: api.KindAssignment, Fields: map[string]string{"spec.node": node}},
 		{Kind: api.KindInstance, Fields: map[string]string{"status.node": node}},
 	}

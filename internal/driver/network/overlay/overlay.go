@@ -41,7 +41,7 @@ const (
 )
 
 // gatewayMAC is that of every network on every host, so that it stays when an instance moves.
-var gatewayMAC = net.HardwareAddr{0x0a, 0x58, 0x00, 0x00, 0x00, 0x01}
+var gatewayMAC = net.HardwareAddr(driver.GatewayMAC[:])
 
 // Driver is a driver.Fabric.
 type Driver struct {
