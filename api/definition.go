@@ -52,6 +52,8 @@ var definitions = []*Definition{
 	memberDefinition(),
 	poolDefinition(),
 	upgradeDefinition(),
+	encryptionDefinition(),
+	hostKeyDefinition(),
 	leaseDefinition(),
 	imageDefinition(),
 	instanceDefinition(),

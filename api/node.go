@@ -127,6 +127,8 @@ type NodeStatus struct {
 	Devices     []Device     `json:"devices,omitempty" doc:"its GPUs"`
 	Cells       []Cell       `json:"cells,omitempty" doc:"its NUMA cells"`
 	BGP         []BGPSession `json:"bgp,omitempty" doc:"its sessions with routers"`
+
+	Encryption *NodeEncryption `json:"encryption,omitempty" doc:"how it encrypts what networks of tenants send to other hosts"`
 }
 
 // Capability is one driver of a node and what it can do.
@@ -306,6 +308,7 @@ func nodeDefinition() *Definition {
 			{Name: "RUNTIMES", Value: func(o Object, _ time.Time) string { return driversColumn(o.(*Node), "runtime") }},
 			{Name: "ZONE", Wide: true, Value: func(o Object, _ time.Time) string { return dash(o.(*Node).Spec.Zone) }},
 			{Name: "VERSION", Wide: true, Value: func(o Object, _ time.Time) string { return dash(o.(*Node).Status.Version) }},
+			{Name: "ENCRYPTION", Wide: true, Value: func(o Object, now time.Time) string { return encryptionColumn(o.(*Node), now) }},
 			{Name: "KERNEL", Wide: true, Value: func(o Object, _ time.Time) string { return o.(*Node).Status.Kernel }},
 			{Name: "WARNINGS", Wide: true, Value: func(o Object, _ time.Time) string {
 				var out []string
@@ -320,6 +323,20 @@ func nodeDefinition() *Definition {
 		},
 		Fields: map[string]func(Object) string{"spec.zone": func(o Object) string { return o.(*Node).Spec.Zone }},
 	}
+}
+
+// encryptionColumn is how a host encrypts, and how old its key is.
+func encryptionColumn(n *Node, now time.Time) string {
+	e, c := n.Status.Encryption, n.Condition(ConditionEncryption)
+	switch {
+	case c != nil && !c.Status:
+		return "failed"
+	case e == nil || e.Key == "":
+		return "-"
+	case !e.Active:
+		return "ready"
+	}
+	return "wireguard " + e.By + ", key " + Age(&e.Since, now)
 }
 
 func driversColumn(n *Node, typ string) string {

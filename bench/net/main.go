@@ -5,6 +5,7 @@
 //	cross_tput cross_rr  two instances of two hosts, against two namespaces behind a VXLAN made by hand, between hosts like these
 //
 // Throughput is one TCP connection of iperf3; round trips are requests and answers of one byte over one TCP connection. The
+// With --encryption, crypt_tput and crypt_rr are two instances of two hosts with encryption between hosts, against the same without. The
 // network is closed: a group lets through what is measured, so that every packet is judged. The numbers are ratios, ours to
 // the other; the goals are 0.95 on a host and 0.9 between two.
 package main
@@ -35,12 +36,26 @@ import (
 func main() {
 	rounds := flag.Int("rounds", 7, "turns of each")
 	seconds := flag.Int("seconds", 2, "of each turn")
+	crypt := flag.Bool("encryption", false, "measure encryption between hosts against none instead: crypt_tput, crypt_rr")
 	flag.Parse()
 	if _, err := exec.LookPath("iperf3"); err != nil {
 		lib.Fatal(errs.New(errs.Unsupported, "this machine lacks iperf3").WithHint("apt-get install iperf3"))
 	}
 	lib.WithLab(lab.Options{Hosts: 2}, func(ctx context.Context, l *lab.Lab) error {
 		b := &bench{l: l, rounds: *rounds, lasts: time.Duration(*seconds) * time.Second}
+		if *crypt {
+			_, cross, err := b.ours(ctx)
+			if err != nil {
+				return err
+			}
+			m := map[string]any{"bench": "net", "rounds": b.rounds}
+			if err := b.crypt(ctx, cross, m); err != nil {
+				return err
+			}
+			fmt.Println()
+			lib.JSON(m)
+			return nil
+		}
 		return b.all(ctx)
 	})
 }

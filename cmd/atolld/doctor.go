@@ -10,6 +10,7 @@ import (
 	"atoll/internal/errs"
 	"atoll/internal/join"
 	"atoll/internal/sys/host"
+	"atoll/internal/sys/netlink"
 )
 
 // runDoctor looks the host over. It needs no running daemon.
@@ -20,6 +21,7 @@ func runDoctor(ctx context.Context, args []string) error {
 		return err
 	}
 	checks := host.Probe(ctx, host.Options{State: c.State})
+	checks = append(checks, wireguardCheck())
 	if k, ok := pooled(ctx, c); ok {
 		checks = append(checks, k)
 	}
@@ -46,6 +48,14 @@ func runDoctor(ctx context.Context, args []string) error {
 		return errs.New(errs.Unsupported, "%d things keep Atoll from working on this host", failed)
 	}
 	return nil
+}
+
+// wireguardCheck tries whether the kernel has WireGuard. Without, a process does its work.
+func wireguardCheck() host.Check {
+	if err := netlink.ProbeWireguard(); err != nil {
+		return host.Check{Name: "wireguard", Severity: host.Note, Detail: "not in the kernel: where encryption between hosts is on, a process does it, at a part of the speed", Fix: "modprobe wireguard (in Linux since 5.6)"}
+	}
+	return host.Check{Name: "wireguard", OK: true, Detail: "in the kernel, for encryption between hosts"}
 }
 
 // pooled looks at the pool that this host belongs to, where it does and the pool answers.

@@ -10,6 +10,7 @@ import (
 
 	"atoll/internal/clock"
 	"atoll/internal/driver"
+	"atoll/internal/encrypt"
 	"atoll/internal/errs"
 	"atoll/internal/fence"
 	"atoll/internal/sys/cgroup"
@@ -64,13 +65,16 @@ func runDown(ctx context.Context, args []string) error {
 	if err := dv.Barrier.Drop(ctx, nil); err != nil && !errors.Is(err, errs.Unsupported) && !errors.Is(err, errs.Conflict) {
 		return fmt.Errorf("remove the drop list: %w", err)
 	}
+	if err := encrypt.Teardown(ctx, wireguardOf(c, clock.Real{})); err != nil {
+		return fmt.Errorf("remove encryption between hosts: %w", err)
+	}
 	cg, err := cgroup.Detect()
 	if err != nil {
 		return err
 	}
 	gctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	for _, g := range []string{c.Group, daemonGroup(c), fence.OwnGroup(c.Group)} {
+	for _, g := range []string{c.Group, daemonGroup(c), fence.OwnGroup(c.Group), encrypt.OwnGroup(c.Group)} {
 		if err := cg.Remove(gctx, g); err != nil {
 			return fmt.Errorf("remove the resource groups: %w", err)
 		}

@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"atoll/cmd/atolld/twin"
+	"atoll/internal/encrypt"
 	"atoll/internal/errs"
 	"atoll/internal/release"
 	"atoll/internal/stage"
@@ -42,6 +43,7 @@ func verbs() []verb {
 		{"watchdog", "stop what must not run twice when this host's lease ends; the daemon starts it (--status: how it stands)", runWatchdog},
 		{"sim", "the digital twin: play scenarios on simulated hosts (atolld sim --help)", twin.Run},
 		{"guard", "", runGuard},
+		{encrypt.Verb, "", encrypt.Main},
 		{"version", "print the version", runVersion},
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,6 +20,7 @@ import (
 	"atoll/internal/announce"
 	"atoll/internal/clock"
 	"atoll/internal/droplist"
+	"atoll/internal/encrypt"
 	"atoll/internal/errs"
 	"atoll/internal/fabric"
 	"atoll/internal/fence"
@@ -47,6 +49,7 @@ type node struct {
 	drops   *droplist.List
 	names   *resolve.Resolver
 	bgp     *announce.Announcer
+	crypt   *encrypt.Actor
 	rec     *reconcile.Recorder
 	warden  *warden
 	began   atomic.Bool      // the agent has
@@ -85,9 +88,11 @@ func newNode(d nodeDeps) (*node, error) {
 	n.shaping = shaping.New(shaping.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Network: dv.Network})
 	n.drops = droplist.New(droplist.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Barrier: dv.Barrier})
 	n.names = resolve.New(resolve.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Upstream: hostResolvers(d.c), Listen: resolve.On(dv.Fabric)})
+	n.crypt = encrypt.New(encrypt.Deps{Node: d.c.Node, State: filepath.Join(d.c.State, encrypt.Verb), Store: n.st, Clock: d.clk, Log: d.log, Driver: dv.Fabric, Host: wireguardOf(d.c, d.clk), Random: rand.Reader,
+		Publish: func() { n.agent.Publish() }})
 	n.bgp = announce.New(announce.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Driver: dv.Routers, Held: n.holder.Held, Learn: n.fabric.Learn, Publish: func() { n.agent.Publish() }})
 	n.agent = agent.New(agent.Deps{Fabric: dv.Fabric, Ready: n.fabric.Ready, Traffic: n.fabric, Bands: n.shaping.Bands, Drops: n.drops.Counts, Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Runtimes: dv.Runtimes, Network: dv.Network, Storage: dv.Storage,
-		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.Status, n.bgp.Sessions).read, Lease: n.holder, Guard: n.warden})
+		Images: d.imgs, Groups: groups{cg}, Root: d.c.Group, Recorder: n.rec, DNS: resolvers(d.c), Facts: newFacts(d.c, d.up.Status, n.bgp.Sessions).read, Lease: n.holder, Guard: n.warden, Extend: n.crypt.Extend})
 	n.connect(n.agent.Handle)
 	return n, nil
 }
@@ -112,6 +117,9 @@ func (n *node) start(ctx context.Context, g *errgroup.Group) error {
 		if err := n.agent.LeaseTaken(ctx, n.holder.Rev()); err != nil {
 			return err
 		}
+	}
+	if err := n.crypt.Start(ctx); err != nil { // before the agent says how the host is reached
+		return err
 	}
 	if err := n.agent.Start(ctx); err != nil {
 		return err
@@ -160,12 +168,18 @@ func (n *node) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return n.rec.Run(ctx) })
 	g.Go(func() error { return n.agent.Run(ctx) })
+	g.Go(func() error { return n.crypt.Run(ctx) })
 	g.Go(func() error { return n.fabric.Run(ctx) })
 	g.Go(func() error { return n.names.Run(ctx) })
 	g.Go(func() error { return n.shaping.Run(ctx) })
 	g.Go(func() error { return n.drops.Run(ctx) })
 	g.Go(func() error { return n.bgp.Run(ctx) })
 	return g.Wait()
+}
+
+// wireguardOf is the WireGuard of this host.
+func wireguardOf(c config, clk clock.Clock) *encrypt.System {
+	return &encrypt.System{Dir: filepath.Join(c.Run, encrypt.Verb), Clock: clk, Spawn: encrypt.Spawn(c.Group)}
 }
 
 func poke(c chan<- struct{}) {

@@ -95,6 +95,8 @@ type Deps struct {
 	Guard Guard
 	// Facts reads what the host is: capacity, kernel and so on, and conditions about it.
 	Facts func(ctx context.Context) (api.NodeStatus, error)
+	// Extend adds what others on this host say of it; nil: nobody does.
+	Extend func(*api.NodeStatus)
 }
 
 // Lease tells whether what must not run twice may run now, and the revision at which the

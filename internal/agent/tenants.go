@@ -218,7 +218,11 @@ func (a *Agent) publish(ctx context.Context) error {
 	if err := a.adopt(ctx, st); err != nil {
 		return err
 	}
-	conds := append(st.Conditions, a.conditions(now)...)
+	st.Conditions = append(st.Conditions, a.conditions(now)...)
+	if a.Extend != nil {
+		a.Extend(&st)
+	}
+	conds := st.Conditions
 	if c := n.Condition(api.ConditionHeldBack); c != nil {
 		conds = append(conds, *c) // the control plane's to say
 	}

@@ -41,7 +41,7 @@ func Commands() []verb.Def {
 		live.Start(), live.Stop(), live.Restart(), workload.Scale(), workload.Rollout(),
 		object.Get(), tell.Describe(), object.Apply(), object.Edit(), object.Delete(), object.Wait(),
 		tell.Why(), tell.Explain(), tell.Events(), tell.Top(), network(), plan.Plan(), tell.Resources(),
-		pool.Tenant(), pool.Network(), pool.Address(), pool.Node(), pool.Image(), pool.User(), pool.Token(), pool.Role(),
+		pool.Tenant(), pool.Network(), pool.Address(), pool.Node(), pool.Image(), pool.User(), pool.Token(), pool.Role(), pool.Encryption(),
 		setup.Use(), setup.Login(), setup.Backup(), setup.Recover(), setup.Upgrade(), setup.Sim(), setup.Doctor(), setup.Version(), completionVerb(),
 	}, pool.Maintenance()...)
 }
@@ -49,7 +49,9 @@ func Commands() []verb.Def {
 // network is what passes networks, and what must not.
 func network() verb.Def {
 	d := flow.Net()
-	d.Sub = append(d.Sub, drop.Drop())
+	x := drop.Drop()
+	x.Group = ""
+	d.Sub = append(d.Sub, x)
 	return d
 }
 

@@ -123,6 +123,8 @@ func (r *Route) Sample() any {
 	switch r.Def.Kind {
 	case api.KindTenant:
 		meta["name"] = "acme"
+	case api.KindEncryption:
+		meta["name"] = api.PoolName
 	case api.KindImage:
 		meta["name"] = api.ImageName(exampleReference)
 	}
@@ -173,6 +175,8 @@ func exampleSpec(k api.Kind) obj {
 		return obj{"address": "192.0.2.1", "asn": 65001, "localAsn": 64512, "families": []string{"ipv4", "evpn"}, "password": "fabric"}
 	case api.KindPriorityClass:
 		return obj{"value": 1000}
+	case api.KindEncryption:
+		return obj{"mode": api.EncryptionWireguard, "rotate": "24h"}
 	}
 	return obj{}
 }

@@ -95,6 +95,8 @@ func Parts(node string) []api.Selector {
 		{Kind: api.KindMember},
 		{Kind: api.KindTenant},
 		{Kind: api.KindImage},
+		{Kind: api.KindEncryption},
+		{Kind: api.KindHostKey},
 		{Kind: api.KindNetwork},
 		{Kind: api.KindSecurityGroup},
 		{Kind: api.KindEndpoint},

@@ -61,8 +61,8 @@ func (c Config) plan() (plan, error) {
 }
 
 // header is what a tunnel adds to a packet: Ethernet 14, VXLAN 8, UDP 8, and IP.
-func (p plan) header() int {
-	if p.tunnel.Is6() {
+func header(local netip.Addr) int {
+	if local.Is6() {
 		return 70
 	}
 	return 50

@@ -262,6 +262,9 @@ func (n *network) base(ctx context.Context) error {
 	if err := d.wall.Attach(n.ns, n.tunnel, bpf.RoleVXLAN); err != nil {
 		return err
 	}
+	if err := n.refit(); err != nil {
+		return err
+	}
 	return n.wayOut(ctx)
 }
 
@@ -270,7 +273,7 @@ const digTries = 150
 
 // dig makes the tunnel.
 func (n *network) dig(ctx context.Context) (err error) {
-	t := netlink.Tunnel{Name: tunnelName, VNI: n.record.Net.VNI, Local: n.d.plan.tunnel, Port: n.d.plan.port, MTU: n.mtu}
+	t := netlink.Tunnel{Name: tunnelName, VNI: n.record.Net.VNI, Local: n.d.local(), Port: n.d.plan.port, MTU: n.mtu}
 	for try := 0; ; try++ {
 		if n.tunnel, err = n.d.host.EnsureTunnel(n.ns, n.record.Index, t); !errors.Is(err, errs.Exists) || try == digTries {
 			return err
@@ -371,14 +374,18 @@ func (d *Driver) dropUplink(r *record) {
 
 // mtu is what fits through the way to the other hosts.
 func (d *Driver) mtu(n driver.Net) (int, error) {
-	most := d.plan.mtu
-	if most == 0 {
-		l, err := d.host.LinkWith(d.plan.tunnel)
+	most, local := d.plan.mtu, d.local()
+	if most == 0 || local != d.plan.tunnel {
+		l, err := d.host.LinkWith(local)
 		if err != nil {
 			return 0, err
 		}
-		if most = l.MTU - d.plan.header(); d.plan.tunnel.IsLoopback() { // there are no other hosts, but what is outside
-			most = 1500
+		fits := l.MTU - header(local)
+		if local.IsLoopback() { // there are no other hosts, but what is outside
+			fits = 1500
+		}
+		if most == 0 || fits < most {
+			most = fits
 		}
 	}
 	if n.MTU != 0 && n.MTU < most {
@@ -391,10 +398,11 @@ func (d *Driver) mtu(n driver.Net) (int, error) {
 func (n *network) place(m driver.Member) (netlink.Place, bool) {
 	inside := slices.ContainsFunc(n.record.Net.Prefixes, func(p netip.Prefix) bool { return p.Contains(m.Addr) })
 	p := netlink.Place{Addr: m.Addr, MAC: net.HardwareAddr(m.MAC[:]), Host: m.Host}
-	if m.Host == n.d.plan.tunnel {
+	if n.d.isHere(m.Host) {
 		p.Host = netip.Addr{}
 	}
-	return p, inside && m.MAC != [6]byte{}
+	reached := !p.Host.IsValid() || p.Host.Is4() == n.d.local().Is4()
+	return p, inside && reached && m.MAC != [6]byte{}
 }
 
 func (n *network) putPlace(m driver.Member) error {

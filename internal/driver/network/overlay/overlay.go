@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"atoll/api"
 	"atoll/internal/clock"
@@ -49,6 +50,7 @@ type Driver struct {
 	run   string
 	clock clock.Clock
 	log   *slog.Logger
+	under atomic.Pointer[driver.Underlay] // nil: nobody said
 
 	mu     sync.Mutex
 	out    driver.Network // the host's own bridge; nil: there is no way out
@@ -65,6 +67,7 @@ var (
 	_ driver.Upstream = (*Driver)(nil)
 	_ driver.Listener = (*Driver)(nil)
 	_ driver.Shaper   = (*Driver)(nil)
+	_ driver.Carried  = (*Driver)(nil)
 	_ driver.Arrivals = (*Driver)(nil)
 )
 
@@ -87,7 +90,7 @@ func (d *Driver) Through(out driver.Network) {
 // capability is what a host offers where everything works.
 func (d *Driver) capability() api.Capability {
 	return api.Capability{Type: "network", Name: api.DriverOverlay, Version: "vxlan, ebpf",
-		Features: map[string]string{"tunnel": d.plan.tunnel.String(), "tunnelPort": fmt.Sprint(d.plan.port), "isolation": "tenant"}}
+		Features: map[string]string{"tunnel": d.local().String(), "tunnelPort": fmt.Sprint(d.plan.port), "isolation": "tenant"}}
 }
 
 // probed is the file, gone at boot, that says by which programs everything worked.
@@ -268,7 +271,7 @@ func (d *Driver) Attach(ctx context.Context, netns string, s driver.Spec) error 
 		if err != nil {
 			return fmt.Errorf("attach %s: %w", s.ID, err)
 		}
-		w := &wire{ID: s.ID, Name: f.Name, Ref: api.RefOf(s.Instance), MAC: f.MAC, Addrs: f.Addrs}
+		w := &wire{ID: s.ID, Name: f.Name, Ref: api.RefOf(s.Instance), MAC: f.MAC, Addrs: f.Addrs, NetNS: netns}
 		w.To, w.From = s.BandsOf()
 		w.Most.Connections, w.Most.Packets = s.Instance.Spec.PerSecond()
 		if i == 0 {

@@ -38,6 +38,7 @@ type wire struct {
 	MAC   [6]byte        `json:"mac"`
 	Addrs []netip.Prefix `json:"addrs"`
 	Ports []api.Port     `json:"ports,omitempty"` // those that are published
+	NetNS string         `json:"netns,omitempty"` // of the instance
 	Up    bool           `json:"up,omitempty"`    // was attached
 	To    api.Band       `json:"to,omitzero"`     // what comes
 	From  api.Band       `json:"from,omitzero"`   // what is sent
