@@ -60,6 +60,8 @@ var definitions = []*Definition{
 	assignmentDefinition(),
 	networkDefinition(),
 	endpointDefinition(),
+	peeringDefinition(),
+	routeDefinition(),
 	addressPoolDefinition(),
 	addressDefinition(),
 	moveDefinition(),

@@ -95,7 +95,7 @@ type RoleRule struct {
 	Verbs []Verb   `json:"verbs" doc:"get, list, watch, create, update, delete, exec, logs, capture, backup or *" example:"[get, list]"`
 	Kinds []string `json:"kinds" doc:"kinds by name, or *" example:"[instance, image]"`
 	// Grants are rights inside a spec that are dangerous by themselves.
-	Grants []string `json:"grants,omitempty" doc:"dangerous parts of a spec it allows: capability:NAME, hostpath:/prefix, network:host, network:vni, network:bgp, priority:CLASS (one that preempts)" example:"[capability:NET_ADMIN, hostpath:/srv/data]"`
+	Grants []string `json:"grants,omitempty" doc:"dangerous parts of a spec it allows: capability:NAME, hostpath:/prefix, network:host, network:vni, network:direct, network:bgp, priority:CLASS (one that preempts)" example:"[capability:NET_ADMIN, hostpath:/srv/data]"`
 }
 
 // Validate checks verbs, kinds and grants.
@@ -127,9 +127,9 @@ func grantFields(field string, grants []string) []errs.Field {
 	var f []errs.Field
 	for _, g := range grants {
 		what, arg, _ := strings.Cut(g, ":")
-		ok := what == "capability" && arg != "" || what == "hostpath" && strings.HasPrefix(arg, "/") || what == "priority" && arg != "" || g == "network:host" || g == "network:vni" || g == GrantBGP
+		ok := what == "capability" && arg != "" || what == "hostpath" && strings.HasPrefix(arg, "/") || what == "priority" && arg != "" || g == "network:host" || g == "network:vni" || g == "network:direct" || g == GrantBGP
 		if !ok {
-			f = append(f, errs.Field{Field: field, Value: clip(g), Rule: "must be capability:NAME, hostpath:/prefix, network:host, network:vni, network:bgp or priority:CLASS", Example: "capability:NET_ADMIN"})
+			f = append(f, errs.Field{Field: field, Value: clip(g), Rule: "must be capability:NAME, hostpath:/prefix, network:host, network:vni, network:direct, network:bgp or priority:CLASS", Example: "capability:NET_ADMIN"})
 		}
 	}
 	return f

@@ -27,7 +27,7 @@ type Network struct {
 type NetworkSpec struct {
 	CIDR        string `json:"cidr,omitempty" doc:"IPv4 addresses of its instances; the first is the gateway" example:"10.1.0.0/16"`
 	CIDR6       string `json:"cidr6,omitempty" doc:"IPv6 addresses of its instances" example:"fd00:1::/64"`
-	Egress      string `json:"egress,omitempty" doc:"how instances reach what is outside: nat, by the address of their host; none, not at all" enum:"nat|none" default:"nat"`
+	Egress      string `json:"egress,omitempty" doc:"how instances reach what is outside: nat, by the address of their host; direct, by their own addresses, which needs the right network:direct; none, not at all" enum:"nat|direct|none" default:"nat"`
 	Isolation   string `json:"isolation,omitempty" doc:"open: instances of the network reach each other unless a security group says otherwise; closed: only what a group allows" enum:"open|closed" default:"open"`
 	MTU         int    `json:"mtu,omitempty" doc:"largest packet in bytes; 0: as large as the hosts' network lets it be" example:"1400"`
 	Domain      string `json:"domain,omitempty" doc:"DNS domain of its instances; default: NETWORK.TENANT.atoll.internal" example:"corp.example"`
@@ -63,6 +63,12 @@ func (n *Network) EffectiveDomain() string {
 // Closed reports whether instances reach each other only where a group allows it.
 func (s *NetworkSpec) Closed() bool { return s.Isolation == "closed" }
 
+// Direct reports whether its addresses are known outside.
+func (s *NetworkSpec) Direct() bool { return s.Egress == EgressDirect }
+
+// EgressDirect is the way out by the network's own addresses.
+const EgressDirect = "direct"
+
 // Prefixes are the network's, IPv4 first. They are valid where Validate finds nothing.
 func (s *NetworkSpec) Prefixes() []netip.Prefix {
 	var out []netip.Prefix
@@ -84,10 +90,14 @@ func (n *Network) Ready() bool {
 
 // Grants lists the dangerous rights the spec needs.
 func (s *NetworkSpec) Grants() []string {
+	var out []string
 	if s.VNI != 0 {
-		return []string{"network:vni"}
+		out = append(out, "network:vni")
 	}
-	return nil
+	if s.Direct() {
+		out = append(out, "network:direct")
+	}
+	return out
 }
 
 // Validate checks everything that can be judged from the spec alone.
@@ -102,7 +112,7 @@ func (n *Network) Validate() []errs.Field {
 	}
 	f = append(f, prefixField("spec.cidr", s.CIDR, true)...)
 	f = append(f, prefixField("spec.cidr6", s.CIDR6, false)...)
-	f = append(f, optional("spec.egress", s.Egress, "nat", "none")...)
+	f = append(f, optional("spec.egress", s.Egress, "nat", EgressDirect, "none")...)
 	f = append(f, optional("spec.isolation", s.Isolation, "open", "closed")...)
 	least := 576
 	if s.CIDR6 != "" {
@@ -129,6 +139,12 @@ func (n *Network) Fixed(old Object) []errs.Field {
 			f = append(f, errs.Field{Field: c.field, Value: clip(c.is), Rule: "cannot change; make another network", Example: c.was})
 		}
 	}
+	if is.Direct() && !was.Direct() { // its addresses may be somebody's outside
+		f = append(f, errs.Field{Field: "spec.egress", Value: is.Egress, Rule: "cannot become direct; make another network", Example: or(was.Egress, "nat")})
+	}
+	if is.Direct() && was.CIDR+was.CIDR6 != is.CIDR+is.CIDR6 {
+		f = append(f, errs.Field{Field: "spec.egress", Value: is.Egress, Rule: "a network whose addresses are known outside is given no more of them; make another network", Example: "nat"})
+	}
 	if was.VNI != is.VNI {
 		f = append(f, errs.Field{Field: "spec.vni", Value: strconv.FormatUint(uint64(is.VNI), 10), Rule: "cannot change; make another network", Example: strconv.FormatUint(uint64(was.VNI), 10)})
 	}
@@ -136,9 +152,10 @@ func (n *Network) Fixed(old Object) []errs.Field {
 }
 
 // notInstances are addresses that no network may have: hosts and everybody else would read them as something else.
+// Those that begin with fd61 are of networks' own ways out.
 var notInstances = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("169.254.0.0/16"),
-	netip.MustParsePrefix("224.0.0.0/3"), netip.MustParsePrefix("::/16"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
+	netip.MustParsePrefix("224.0.0.0/3"), netip.MustParsePrefix("::/16"), netip.MustParsePrefix("fd61:746f:6c6c::/48"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
 }
 
 func prefixField(field, v string, four bool) []errs.Field {

@@ -38,7 +38,7 @@ func (r rules) change() driver.Change {
 	c := driver.Change{Pairs: map[driver.PairKey]driver.Pair{}, Lists: map[driver.ListKey]uint32{}}
 	for p := range r.peers {
 		id := uint32(1000 + p)
-		c.Put = append(c.Put, driver.Member{Addr: nth(p), Identity: uint16(id)})
+		c.Put = append(c.Put, driver.Member{Addr: nth(p), Identity: id})
 		c.Pairs[driver.PairKey{Set: 1, Peer: id}] = driver.Pair{List: id, Lens: 1 << 16}
 		for k := range r.ports {
 			c.Lists[driver.ListKey{List: id, Proto: 17, Len: 16, Port: uint16(target + k)}] = uint32(1 + p*r.ports + k)

@@ -74,7 +74,7 @@ func newHost(ctx context.Context, dir string) (*host, error) {
 		}
 		*b = &box{id: "x" + string(rune('a'+i)), ns: ns, addr: netip.AddrFrom4([4]byte{10, 1, 0, byte(i + 2)}), mac: [6]byte{0x0a, 0x58, 10, 1, 0, byte(i + 2)}}
 		table.Ports[(*b).addr] = driver.Policy{}
-		members = append(members, driver.Member{Addr: (*b).addr, MAC: (*b).mac, Host: netip.MustParseAddr("192.0.2.1"), Identity: uint16(256 + i)})
+		members = append(members, driver.Member{Addr: (*b).addr, MAC: (*b).mac, Host: netip.MustParseAddr("192.0.2.1"), Identity: uint32(256 + i)})
 	}
 	if err := h.fabric.Replace(ctx, n, members, table); err != nil {
 		return nil, err

@@ -63,9 +63,9 @@ func Plan(w World) (a driver.Announcing, refused map[string]string) {
 	return a, refused
 }
 
-func peerOf(p *api.BGPPeer) driver.Peer {
+func peerOf(p *api.BGPPeer) driver.Router {
 	s := &p.Spec
-	d := driver.Peer{Name: p.Name, At: s.At(), ASN: s.ASN, Secret: s.Password, Hold: s.Hold(), Multihop: s.Multihop, Restart: s.RestartTime()}
+	d := driver.Router{Name: p.Name, At: s.At(), ASN: s.ASN, Secret: s.Password, Hold: s.Hold(), Multihop: s.Multihop, Restart: s.RestartTime()}
 	for _, f := range []driver.Family{driver.FamilyIPv4, driver.FamilyIPv6, driver.FamilyEVPN} {
 		if s.Speaks(string(f)) {
 			d.Families = append(d.Families, f)
@@ -151,8 +151,8 @@ func networksHere(w World) []network {
 }
 
 // floating are routes to addresses of the outside that are on this host.
-func floating(w World) []driver.Route {
-	var out []driver.Route
+func floating(w World) []driver.Announcement {
+	var out []driver.Announcement
 	seen := map[netip.Addr]bool{}
 	for _, f := range w.Floating {
 		a := f.Addr.Unmap()
@@ -161,16 +161,16 @@ func floating(w World) []driver.Route {
 		}
 		seen[a] = true
 		if next := nextHop(w.Node, a.Is6()); next.IsValid() {
-			out = append(out, driver.Route{Kind: driver.RouteUnicast, Prefix: netip.PrefixFrom(a, a.BitLen()), NextHop: next})
+			out = append(out, driver.Announcement{Kind: driver.RouteUnicast, Prefix: netip.PrefixFrom(a, a.BitLen()), NextHop: next})
 		}
 	}
-	slices.SortFunc(out, func(x, y driver.Route) int { return x.Prefix.Addr().Compare(y.Prefix.Addr()) })
+	slices.SortFunc(out, func(x, y driver.Announcement) int { return x.Prefix.Addr().Compare(y.Prefix.Addr()) })
 	return out
 }
 
 // direct are routes to networks that use their own addresses outside.
-func direct(n *api.Node, here []network) []driver.Route {
-	var out []driver.Route
+func direct(n *api.Node, here []network) []driver.Announcement {
+	var out []driver.Announcement
 	seen := map[netip.Prefix]bool{}
 	for _, x := range here {
 		if driver.Egress(x.Spec.Egress) != driver.EgressDirect {
@@ -179,7 +179,7 @@ func direct(n *api.Node, here []network) []driver.Route {
 		for _, p := range x.Spec.Prefixes() {
 			if next := nextHop(n, p.Addr().Is6()); next.IsValid() && !seen[p] {
 				seen[p] = true
-				out = append(out, driver.Route{Kind: driver.RouteUnicast, Prefix: p, NextHop: next})
+				out = append(out, driver.Announcement{Kind: driver.RouteUnicast, Prefix: p, NextHop: next})
 			}
 		}
 	}
@@ -193,11 +193,11 @@ func target(asn, vni uint32) driver.RouteTarget {
 }
 
 // members are EVPN's routes: that the host takes part in its networks, who is on them here, and their prefixes.
-func members(w World, here []network, tunnel netip.Addr, asn uint32) []driver.Route {
-	var out []driver.Route
-	by := map[api.Ref]driver.Route{}
+func members(w World, here []network, tunnel netip.Addr, asn uint32) []driver.Announcement {
+	var out []driver.Announcement
+	by := map[api.Ref]driver.Announcement{}
 	for _, n := range here {
-		r := driver.Route{NextHop: tunnel, VNI: n.Status.VNI, Number: n.number, Target: target(asn, n.Status.VNI)}
+		r := driver.Announcement{NextHop: tunnel, VNI: n.Status.VNI, Number: n.number, Target: target(asn, n.Status.VNI)}
 		by[api.RefOf(n.Network)] = r
 		r.Kind = driver.RouteMulticast
 		out = append(out, r)
@@ -225,7 +225,7 @@ func members(w World, here []network, tunnel netip.Addr, asn uint32) []driver.Ro
 			}
 		}
 	}
-	slices.SortStableFunc(out, func(x, y driver.Route) int {
+	slices.SortStableFunc(out, func(x, y driver.Announcement) int {
 		return cmp.Or(cmp.Compare(x.VNI, y.VNI), cmp.Compare(x.Kind, y.Kind), x.Addr.Compare(y.Addr))
 	})
 	return out

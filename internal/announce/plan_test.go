@@ -40,7 +40,7 @@ func iface(network string, vni uint32, addr, mac string) api.Interface {
 }
 
 // lines writes routes down.
-func lines(rs []driver.Route) string {
+func lines(rs []driver.Announcement) string {
 	var b strings.Builder
 	for _, r := range rs {
 		switch r.Kind {
@@ -97,7 +97,7 @@ func TestPlan(t *testing.T) {
 	if got := lines(a.Routes); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
-	want0 := driver.Peer{Name: "tor", At: netip.MustParseAddrPort("192.0.2.1:179"), ASN: 65001, Hold: 30 * time.Second, Restart: 15 * time.Second,
+	want0 := driver.Router{Name: "tor", At: netip.MustParseAddrPort("192.0.2.1:179"), ASN: 65001, Hold: 30 * time.Second, Restart: 15 * time.Second,
 		Families: []driver.Family{driver.FamilyIPv4, driver.FamilyIPv6, driver.FamilyEVPN}}
 	if !reflect.DeepEqual(a.Peers[0], want0) {
 		t.Errorf("%+v", a.Peers[0])

@@ -127,7 +127,7 @@ func nodeMay(verb api.Verb, kind api.Kind) bool {
 	case api.KindInstance:
 		return read || verb == api.VerbUpdate || verb == api.VerbDelete
 	case api.KindTenant, api.KindAssignment, api.KindPriorityClass, api.KindDisruptionBudget, api.KindLedger, api.KindMember, api.KindLease,
-		api.KindPool, api.KindUpgrade, api.KindNetwork, api.KindEndpoint, api.KindSecurityGroup, api.KindAddress, api.KindDropRule, api.KindBGPPeer,
+		api.KindPool, api.KindUpgrade, api.KindNetwork, api.KindEndpoint, api.KindSecurityGroup, api.KindPeering, api.KindRoute, api.KindAddress, api.KindDropRule, api.KindBGPPeer,
 		api.KindEncryption, api.KindHostKey:
 		return read
 	}

@@ -24,7 +24,7 @@ func BuiltinRoles() []*api.Role {
 	}
 	return []*api.Role{
 		role("admin", "everything", api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"*"},
-			Grants: []string{"capability:*", "hostpath:/", "network:host", "network:vni", api.GrantBGP, "priority:*"}}),
+			Grants: []string{"capability:*", "hostpath:/", "network:host", "network:vni", "network:direct", api.GrantBGP, "priority:*"}}),
 		role("operator", "everything but identity and backup", api.RoleRule{
 			Verbs: append(read[:3:3], api.VerbCreate, api.VerbUpdate, api.VerbDelete, api.VerbExec, api.VerbLogs, api.VerbCapture), Kinds: operated, Grants: []string{api.GrantBGP, "priority:*"}},
 			api.RoleRule{Verbs: read, Kinds: []string{"nodeidentity"}}),

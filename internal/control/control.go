@@ -46,7 +46,7 @@ func All(d Deps) ([]reconcile.Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []reconcile.Controller{p, NewNetworks(d), NewFloats(d), NewGroups(d), NewTidy(d), NewBGPPeers(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off, Tell: d.Tell}),
+	all := []reconcile.Controller{p, NewNetworks(d), NewPeerings(d), NewRoutes(d), NewFloats(d), NewGroups(d), NewTidy(d), NewBGPPeers(d), host.NewFailover(host.FailoverDeps{Clock: d.Clock, Log: d.Log, Off: d.Off, Tell: d.Tell}),
 		host.NewDrain(host.Deps{Clock: d.Clock, Chain: d.Chain, Keep: d.Keep, Seed: d.Seed, AtOnce: d.DrainAtOnce, Tell: d.Tell}),
 		host.NewUpgrade(host.UpgradeDeps{Clock: d.Clock, Log: d.Log, Self: d.Self}), host.NewEncryption(d.Clock)}
 	all = append(all, workload.All(d.Clock)...)

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"atoll/api"
 	"atoll/internal/clock"
@@ -22,11 +24,15 @@ type Networks struct {
 	next   uint32
 	taken  map[uint32]api.Ref
 	has    map[api.Ref]uint32
+	subnet string
 }
+
+// retryDirect is how often a network is looked at whose addresses are somebody else's outside.
+const retryDirect = 15 * time.Second
 
 // NewNetworks makes the controller.
 func NewNetworks(d Deps) *Networks {
-	return &Networks{clock: d.Clock, next: api.FirstVNI, taken: map[uint32]api.Ref{}, has: map[api.Ref]uint32{}}
+	return &Networks{clock: d.Clock, next: api.FirstVNI, taken: map[uint32]api.Ref{}, has: map[api.Ref]uint32{}, subnet: d.Subnet}
 }
 
 // Name is "networks".
@@ -58,7 +64,7 @@ func (c *Networks) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (r
 	case n.DeletedAt != nil:
 		return c.remove(ctx, s, n)
 	}
-	return reconcile.Result{}, c.settle(ctx, s, n)
+	return c.settle(ctx, s, n)
 }
 
 // wake names the networks of a tenant that are to go, once the endpoint is gone.
@@ -113,31 +119,78 @@ func (c *Networks) note(ref api.Ref, vni uint32) {
 }
 
 // settle gives the network its number. A number stays what it is: hosts have it.
-func (c *Networks) settle(ctx context.Context, s store.Store, n *api.Network) error {
+func (c *Networks) settle(ctx context.Context, s store.Store, n *api.Network) (reconcile.Result, error) {
 	ref := api.RefOf(n)
 	if n.Status.VNI != 0 {
 		c.note(ref, n.Status.VNI)
-		return nil
+		return reconcile.Result{}, nil
 	}
 	next := api.Clone(n)
 	ready := api.Condition{Type: api.ConditionReady, Status: true, Since: c.clock.Now().UTC()}
-	vni, why := c.number(ref, n.Spec.VNI)
-	if next.Status.VNI = vni; why != "" {
+	var vni uint32
+	var res reconcile.Result
+	why, err := c.known(ctx, s, n)
+	if err != nil {
+		return res, err
+	}
+	if why != "" {
+		ready.Status, ready.Reason, ready.Message, res.Again = false, "Overlap", why, retryDirect
+	} else if vni, why = c.number(ref, n.Spec.VNI); why != "" {
 		ready.Status, ready.Reason, ready.Message = false, "NoNumber", why
 	}
+	next.Status.VNI = vni
 	next.Status.Conditions = api.SetCondition(n.Status.Conditions, ready)
 	if slices.EqualFunc(next.Status.Conditions, n.Status.Conditions, func(a, b api.Condition) bool { return a.Status == b.Status && a.Message == b.Message }) && vni == 0 {
-		return nil
+		return res, nil
 	}
 	c.note(ref, vni)
 	if _, err := s.Commit(ctx, store.Update(next)); err != nil {
 		c.note(ref, 0)
 		if errors.Is(err, errs.NotFound) {
-			return nil
+			return reconcile.Result{}, nil
 		}
-		return fmt.Errorf("number %s: %w", ref, err)
+		return res, fmt.Errorf("number %s: %w", ref, err)
 	}
-	return nil
+	return res, nil
+}
+
+// known says whose the addresses of a network are that go out as they are, if they are somebody's already.
+func (c *Networks) known(ctx context.Context, s store.Store, n *api.Network) (why string, err error) {
+	if !n.Spec.Direct() {
+		return "", nil
+	}
+	networks, _, err := store.List[*api.Network](ctx, s, api.Selector{Kind: api.KindNetwork})
+	if err != nil {
+		return "", fmt.Errorf("list networks: %w", err)
+	}
+	nodes, _, err := store.List[*api.Node](ctx, s, api.Selector{Kind: api.KindNode})
+	if err != nil {
+		return "", fmt.Errorf("list nodes: %w", err)
+	}
+	const say = "its addresses go out as they are, and %s overlaps %s; make the network anew with other addresses, or with egress: nat"
+	for _, p := range n.Spec.Prefixes() {
+		if pool, err := netip.ParsePrefix(c.subnet); err == nil && pool.Overlaps(p) {
+			return fmt.Sprintf(say, p, c.subnet+", the pool's own"), nil
+		}
+		for _, node := range nodes {
+			for _, a := range append(slices.Clone(node.Status.Addresses), node.Tunnel()) {
+				if at, err := netip.ParseAddr(a); err == nil && p.Contains(at.Unmap()) {
+					return fmt.Sprintf(say, p, a+" of host "+node.Name), nil
+				}
+			}
+		}
+		for _, o := range networks {
+			for _, q := range o.Spec.Prefixes() {
+				if o.Spec.Direct() && o.Status.VNI != 0 && q.Overlaps(p) {
+					if o.Tenant != n.Tenant { // whose it is, is not this tenant's business
+						return fmt.Sprintf(say, p, "those of another network that do"), nil
+					}
+					return fmt.Sprintf(say, p, q.String()+" of network "+o.Name), nil
+				}
+			}
+		}
+	}
+	return "", nil
 }
 
 // number finds a free one, or says why there is none.

@@ -40,7 +40,7 @@ func (t *Tidy) Watches() []api.Selector {
 
 // left is what tenants leave behind. A workload of a tenant that is gone has no instances:
 // a tenant with instances cannot be removed.
-var left = []api.Kind{api.KindImage, api.KindAddress, api.KindNetwork, api.KindSecurityGroup, api.KindDisruptionBudget, api.KindDeployment, api.KindRevision, api.KindJob, api.KindCronJob}
+var left = []api.Kind{api.KindImage, api.KindAddress, api.KindNetwork, api.KindPeering, api.KindRoute, api.KindSecurityGroup, api.KindDisruptionBudget, api.KindDeployment, api.KindRevision, api.KindJob, api.KindCronJob}
 
 // Owns events, tokens, and what tenants leave behind.
 func (t *Tidy) Owns() []api.Kind {

@@ -33,12 +33,12 @@ var GatewayMAC = [6]byte{0x0a, 0x58, 0x00, 0x00, 0x00, 0x01}
 type Announcing struct {
 	ASN      uint32     // of this host
 	RouterID netip.Addr // IPv4, the host's own among all speakers
-	Peers    []Peer
-	Routes   []Route
+	Peers    []Router
+	Routes   []Announcement
 }
 
-// Peer is a router with which this host has a session.
-type Peer struct {
+// Router is a speaker of BGP with which this host has a session.
+type Router struct {
 	Name     string // of the object that says so
 	At       netip.AddrPort
 	ASN      uint32
@@ -70,8 +70,8 @@ const (
 	RoutePrefix    RouteKind = 5 // packets to Prefix, in the network VNI, may go to MAC behind NextHop
 )
 
-// Route is one announcement of this host. It is comparable: two that are equal say the same.
-type Route struct {
+// Announcement is one route of this host. It is comparable: two that are equal say the same.
+type Announcement struct {
 	Kind    RouteKind
 	Prefix  netip.Prefix
 	NextHop netip.Addr

@@ -55,6 +55,23 @@ type Net struct {
 	Gateways []netip.Addr   // this host's address in each prefix, the same on every host
 	MTU      int            // of instances' interfaces; 0: as large as the uplink lets it be
 	Egress   Egress
+	Peers    []Peer // networks that it is joined with on this host
+	Routes   []Route
+}
+
+// Route is a way out of a network by one of its members. That member, if it is here, may send and receive
+// for these addresses, and its kernel forwards.
+type Route struct {
+	To  netip.Prefix
+	Via netip.Addr // of a member; the zero Addr: there is no way
+}
+
+// Peer is a network that is joined with another one on this host: packets go from one to the other by a
+// cable between them, with the sender's address, by which the other side knows who it is.
+// Both are here, and each has the other for a Peer.
+type Peer struct {
+	VNI      uint32
+	Prefixes []netip.Prefix
 }
 
 // Egress is how a network reaches the outside.
@@ -69,19 +86,26 @@ const (
 
 // Identities that are the same in every network; see docs/adr/0016-tenant-networks.md.
 const (
-	IdentityNone    = 0       // unknown: refused
-	IdentityHost    = 1       // the gateway, that is, the host itself
-	IdentityOutside = 2       // beyond the gateway
-	FirstIdentity   = 256     // of a set of labels
-	FirstPrefix     = 1 << 16 // of a prefix in rules; on this host only
+	IdentityNone     = 0                 // unknown: refused
+	IdentityHost     = 1                 // the gateway, that is, the host itself
+	IdentityOutside  = 2                 // beyond the gateway
+	IdentityPeer     = 3                 // on a peered network: packets say no more, and the number is found by the address
+	IdentityUnbidden = 4                 // outside, and to an address that is not translated: packets say so, and without a rule it is refused
+	FirstIdentity    = 256               // of a set of labels
+	FirstPrefix      = 1 << 16           // of a prefix in rules; on this host only
+	FirstPeer        = 1 << 31           // of a set of labels on a peered network; on this host only
+	FirstForeign     = FirstPeer | 1<<30 // the same, on one of another tenant
 )
+
+// Foreign reports whether a number is of another tenant's instances, which reach nobody without a rule.
+func Foreign(n uint32) bool { return n >= FirstForeign }
 
 // Member is an address of a network, wherever in the pool it is.
 type Member struct {
 	Addr     netip.Addr
 	MAC      [6]byte
-	Host     netip.Addr // where packets to it are sent; the zero Addr: it is here, or is a peer's behind the gateway
-	Identity uint16
+	Host     netip.Addr // where packets to it are sent; the zero Addr: it is here, or is a peer's behind the gateway, and then has no MAC
+	Identity uint32
 }
 
 // Table is what one network's instances on one host may do. IDs of sets, lists and rules are

@@ -250,7 +250,7 @@ func (w *world) members() []driver.Member {
 		if n, err := store.Get[*api.Node](context.Background(), w.mem, api.Ref{Kind: api.KindNode, Name: x.name}); err == nil && n.Tunnel() != "" {
 			at = netip.MustParseAddr(n.Tunnel())
 		}
-		out = append(out, driver.Member{Addr: x.boxA, MAC: x.mac, Host: at, Identity: uint16(256 + i)})
+		out = append(out, driver.Member{Addr: x.boxA, MAC: x.mac, Host: at, Identity: uint32(256 + i)})
 	}
 	return out
 }

@@ -47,11 +47,13 @@ type Fabric struct {
 	ids     *segment.IDs // nil until there is a network
 	started bool
 	nets    map[api.Ref]*network
-	here    map[api.Ref][]api.Ref // endpoints of instances that are here -> their networks
-	told    map[place]bool        // addresses of instances here that the driver knows all about
-	moved   chan struct{}         // closed and replaced when told grows
-	gone    map[uint32]bool       // networks that the driver is to forget
 	learned map[uint32][]driver.Member
+	here    map[api.Ref][]api.Ref    // endpoints of instances that are here -> their networks
+	told    map[place]bool           // addresses of instances here that the driver knows all about
+	moved   chan struct{}            // closed and replaced when told grows
+	gone    map[uint32]bool          // networks that the driver is to forget
+	peered  map[api.Ref][]api.Ref    // networks that are joined, in the whole pool
+	ways    map[api.Ref][]*api.Route // routes of networks, in the whole pool
 }
 
 // place is an address of a network.
@@ -60,10 +62,14 @@ type place struct {
 	addr netip.Addr
 }
 
-// network is one that has instances here.
+// network is one that has instances here, or is peered with one that has.
 type network struct {
 	object   *api.Network
 	compiler *segment.Compiler
+	used     bool                        // it has instances here
+	with     []api.Ref                   // networks it is joined with on this host
+	guests   map[guest][]driver.Member   // on those, as the driver was told
+	numbers  map[labels]*number          // of guests
 	replaced bool                        // the driver has it
 	net      driver.Net                  // as the driver was told
 	members  map[api.Ref][]driver.Member // by endpoint, as the driver was told
@@ -132,7 +138,7 @@ func (c controller) Name() string { return "networks" }
 
 // Watches all that decides about traffic, networks and groups first.
 func (c controller) Watches() []api.Selector {
-	return []api.Selector{{Kind: api.KindNetwork}, {Kind: api.KindSecurityGroup}, {Kind: api.KindEndpoint}}
+	return []api.Selector{{Kind: api.KindNetwork}, {Kind: api.KindPeering}, {Kind: api.KindRoute}, {Kind: api.KindSecurityGroup}, {Kind: api.KindEndpoint}}
 }
 
 // Owns nothing.
@@ -155,7 +161,13 @@ func (c controller) Reconcile(ctx context.Context, s store.Store, ref api.Ref) (
 	case api.KindSecurityGroup:
 		err = c.group(ctx, s, ref)
 	case api.KindEndpoint:
-		err = c.endpoint(ctx, s, ref)
+		if err = c.endpoint(ctx, s, ref); err == nil {
+			err = c.visit(ctx, s, ref)
+		}
+	case api.KindPeering:
+		err = c.peerings(ctx, s)
+	case api.KindRoute:
+		err = c.routes(ctx, s)
 	}
 	if err == nil && ref == learnedRef {
 		err = c.relearn(ctx)
@@ -199,6 +211,16 @@ func (f *Fabric) start(ctx context.Context, s store.Store) error {
 		return fmt.Errorf("list endpoints: %w", err)
 	}
 	for _, e := range mine {
+		f.here[api.RefOf(e)] = networksOf(e)
+	}
+	if err = f.listRoutes(ctx, s); err != nil {
+		return err
+	}
+	// All of them at once: what an earlier life left is not to be taken down in between.
+	if err = f.peerings(ctx, s); err != nil {
+		return err
+	}
+	for _, e := range mine {
 		if err = f.arrive(ctx, s, e); err != nil {
 			return err
 		}
@@ -240,7 +262,7 @@ func (f *Fabric) forget(ctx context.Context) {
 func (f *Fabric) network(ctx context.Context, s store.Store, ref api.Ref) error {
 	n := f.nets[ref]
 	if n == nil {
-		return nil
+		return f.join(ctx, s) // it may have come to be
 	}
 	o, err := store.Get[*api.Network](ctx, s, ref)
 	if errors.Is(err, errs.NotFound) {
@@ -250,13 +272,7 @@ func (f *Fabric) network(ctx context.Context, s store.Store, ref api.Ref) error 
 		return fmt.Errorf("read %s: %w", ref, err)
 	}
 	n.object = o
-	n.compiler.SetNetwork(segmentNetwork(o), nil)
-	net := netOf(o)
-	c := n.compiler.Change()
-	if !same(n.net, net) {
-		c.Net, n.net = &net, net
-	}
-	return f.tell(ctx, n, c)
+	return f.join(ctx, s)
 }
 
 // group follows a security group.
@@ -285,14 +301,14 @@ func (f *Fabric) endpoint(ctx context.Context, s store.Store, ref api.Ref) error
 	e, err := store.Get[*api.Endpoint](ctx, s, ref)
 	switch {
 	case errors.Is(err, errs.NotFound):
-		return f.leave(ctx, ref, nil)
+		return f.leave(ctx, s, ref, nil)
 	case err != nil:
 		return fmt.Errorf("read %s: %w", ref, err)
 	}
 	if e.Spec.Node == f.Node {
 		return f.arrive(ctx, s, e)
 	}
-	if err := f.leave(ctx, ref, e); err != nil {
+	if err := f.leave(ctx, s, ref, e); err != nil {
 		return err
 	}
 	for _, i := range e.Spec.Interfaces {
@@ -310,25 +326,26 @@ func networkRef(e *api.Endpoint, i api.Interface) api.Ref {
 	return api.Ref{Kind: api.KindNetwork, Tenant: e.Tenant, Name: i.Network}
 }
 
-// arrive makes the networks of an instance here ready, with the instance on them.
-func (f *Fabric) arrive(ctx context.Context, s store.Store, e *api.Endpoint) error {
-	ref := api.RefOf(e)
+func networksOf(e *api.Endpoint) []api.Ref {
 	var on []api.Ref
 	for _, i := range e.Spec.Interfaces {
 		on = append(on, networkRef(e, i))
 	}
+	return on
+}
+
+// arrive makes the networks of an instance here ready, with the instance on them.
+func (f *Fabric) arrive(ctx context.Context, s store.Store, e *api.Endpoint) error {
+	ref, on := api.RefOf(e), networksOf(e)
 	if err := f.dropFromAllBut(ctx, ref, on); err != nil {
 		return err
 	}
 	f.here[ref] = on
+	if err := f.join(ctx, s); err != nil {
+		return err
+	}
 	for _, i := range e.Spec.Interfaces {
 		n := f.nets[networkRef(e, i)]
-		if n == nil {
-			if err := f.open(ctx, s, networkRef(e, i)); err != nil {
-				return err
-			}
-			n = f.nets[networkRef(e, i)]
-		}
 		if n == nil {
 			continue // the network does not exist (any more)
 		}
@@ -342,22 +359,20 @@ func (f *Fabric) arrive(ctx context.Context, s store.Store, e *api.Endpoint) err
 	}
 	close(f.moved)
 	f.moved = make(chan struct{})
-	return f.shut()
+	return nil
 }
 
 // leave takes out an instance that was here, or is nowhere (now nil).
-func (f *Fabric) leave(ctx context.Context, ref api.Ref, now *api.Endpoint) error {
+func (f *Fabric) leave(ctx context.Context, s store.Store, ref api.Ref, now *api.Endpoint) error {
 	var on []api.Ref
 	if now != nil {
-		for _, i := range now.Spec.Interfaces {
-			on = append(on, networkRef(now, i))
-		}
+		on = networksOf(now)
 	}
 	if err := f.dropFromAllBut(ctx, ref, on); err != nil {
 		return err
 	}
 	delete(f.here, ref)
-	return f.shut()
+	return f.join(ctx, s)
 }
 
 // dropFromAllBut takes an endpoint off the networks that it is not on any more.
@@ -388,17 +403,14 @@ func (f *Fabric) untell(n *network, ref api.Ref) {
 	}
 }
 
-// shut has networks forgotten that have no instance here any more.
-func (f *Fabric) shut() error {
-	used := map[api.Ref]bool{}
-	for _, on := range f.here {
-		for _, ref := range on {
-			used[ref] = true
-		}
-	}
+// shut has networks forgotten that are not needed here any more.
+func (f *Fabric) shut(need map[api.Ref]bool) {
 	for ref, n := range f.nets {
-		if !used[ref] {
+		if !need[ref] {
 			f.gone[n.net.VNI] = true
+			for _, num := range n.numbers {
+				f.ids.FreePeer(num.is)
+			}
 			n.compiler.Close()
 			delete(f.nets, ref)
 			for p := range f.told {
@@ -408,10 +420,9 @@ func (f *Fabric) shut() error {
 			}
 		}
 	}
-	return nil
 }
 
-// open tells the driver of a network with all that is known about it.
+// open finds all that is known about a network. The driver is told when it is known whom it is joined with.
 func (f *Fabric) open(ctx context.Context, s store.Store, ref api.Ref) error {
 	o, err := store.Get[*api.Network](ctx, s, ref)
 	if errors.Is(err, errs.NotFound) || err == nil && o.Status.VNI == 0 {
@@ -435,24 +446,19 @@ func (f *Fabric) open(ctx context.Context, s store.Store, ref api.Ref) error {
 		}
 		f.ids = segment.NewIDs(next)
 	}
-	n := &network{object: o, compiler: segment.New(f.ids, segmentNetwork(o)), net: netOf(o), members: map[api.Ref][]driver.Member{}, users: map[uint16]map[api.Ref]bool{}}
+	n := &network{object: o, compiler: segment.New(f.ids, segmentNetwork(o, nil)), net: netOf(o), members: map[api.Ref][]driver.Member{}, users: map[uint16]map[api.Ref]bool{},
+		guests: map[guest][]driver.Member{}, numbers: map[labels]*number{}}
 	for _, g := range groups {
 		n.compiler.SetGroup(segment.GroupRef{Tenant: g.Tenant, Name: g.Name}, &g.Spec)
 	}
-	var members []driver.Member
 	for _, e := range ends {
 		for _, i := range e.Spec.Interfaces {
 			if i.Network == ref.Name {
-				members = append(members, n.place(f.Node, e, i).Put...)
+				n.place(f.Node, e, i)
 			}
 		}
 	}
-	if err := f.Driver.Replace(ctx, n.net, members, n.compiler.Table()); err != nil {
-		n.compiler.Close()
-		return fmt.Errorf("make %s: %w", ref, err)
-	}
 	delete(f.gone, n.net.VNI)
-	n.replaced = true
 	f.nets[ref] = n
 	return nil
 }
@@ -473,6 +479,9 @@ func (f *Fabric) tell(ctx context.Context, n *network, c driver.Change) error {
 	}
 	beside := f.besideOf(n)
 	members = slices.AppendSeq(members, maps.Values(beside))
+	for _, ms := range n.guests {
+		members = append(members, ms...)
+	}
 	if err := f.Driver.Replace(ctx, n.net, members, n.compiler.Table()); err != nil {
 		return fmt.Errorf("make %s: %w", api.RefOf(n.object), err)
 	}
@@ -530,7 +539,7 @@ func (n *network) use(ref api.Ref, e *api.Endpoint, i api.Interface) {
 		n.users[i.Identity] = map[api.Ref]bool{}
 	}
 	n.users[i.Identity][ref] = true
-	n.compiler.SetIdentity(i.Identity, &segment.Identity{Tenant: e.Tenant, Network: segment.Net{Tenant: e.Tenant, Name: i.Network}, Labels: e.Spec.Labels})
+	n.compiler.SetIdentity(uint32(i.Identity), &segment.Identity{Tenant: e.Tenant, Network: segment.Net{Tenant: e.Tenant, Name: i.Network}, Labels: e.Spec.Labels})
 }
 
 func (n *network) unuse(ref api.Ref, but uint16) {
@@ -540,7 +549,7 @@ func (n *network) unuse(ref api.Ref, but uint16) {
 		}
 		if delete(by, ref); len(by) == 0 {
 			delete(n.users, id)
-			n.compiler.SetIdentity(id, nil)
+			n.compiler.SetIdentity(uint32(id), nil)
 		}
 	}
 }
@@ -555,14 +564,18 @@ func membersOf(e *api.Endpoint, i api.Interface) []driver.Member {
 	var out []driver.Member
 	for _, s := range i.Addresses() {
 		if a, err := netip.ParseAddr(s); err == nil {
-			out = append(out, driver.Member{Addr: a, MAC: [6]byte(mac), Host: host, Identity: i.Identity})
+			out = append(out, driver.Member{Addr: a, MAC: [6]byte(mac), Host: host, Identity: uint32(i.Identity)})
 		}
 	}
 	return out
 }
 
-func segmentNetwork(o *api.Network) segment.Network {
-	return segment.Network{Net: segment.Net{Tenant: o.Tenant, Name: o.Name}, Prefixes: o.Spec.Prefixes(), Closed: o.Spec.Closed()}
+func segmentNetwork(o *api.Network, with []api.Ref) segment.Network {
+	var peers []segment.Net
+	for _, p := range with {
+		peers = append(peers, segment.Net{Tenant: p.Tenant, Name: p.Name})
+	}
+	return segment.Network{Peers: peers, Direct: o.Spec.Direct(), Net: segment.Net{Tenant: o.Tenant, Name: o.Name}, Prefixes: o.Spec.Prefixes(), Closed: o.Spec.Closed()}
 }
 
 func netOf(o *api.Network) driver.Net {
@@ -577,5 +590,6 @@ func netOf(o *api.Network) driver.Net {
 }
 
 func same(a, b driver.Net) bool {
-	return a.VNI == b.VNI && a.Ref == b.Ref && a.MTU == b.MTU && a.Egress == b.Egress && slices.Equal(a.Prefixes, b.Prefixes) && slices.Equal(a.Gateways, b.Gateways)
+	return a.VNI == b.VNI && a.Ref == b.Ref && a.MTU == b.MTU && a.Egress == b.Egress && slices.Equal(a.Prefixes, b.Prefixes) && slices.Equal(a.Gateways, b.Gateways) &&
+		slices.Equal(a.Routes, b.Routes) && slices.EqualFunc(a.Peers, b.Peers, func(p, q driver.Peer) bool { return p.VNI == q.VNI && slices.Equal(p.Prefixes, q.Prefixes) })
 }

@@ -159,12 +159,12 @@ func endpoint(tenant, name, node string, n int, labels map[string]string, nets .
 	}
 	for i, net := range nets {
 		e.Labels[api.NetworkLabel(net)] = ""
-		vni := uint32(7)
+		vni, at := uint32(7), 1
 		if net != "main" {
-			vni = 8
+			vni, at = 8, 3
 		}
 		e.Spec.Interfaces = append(e.Spec.Interfaces, api.Interface{Network: net, VNI: vni, Name: fmt.Sprint("eth", i), MAC: fmt.Sprintf("0a:58:0a:01:00:%02x", n),
-			Address: fmt.Sprintf("10.1.0.%d/16", n), Identity: uint16(256 + len(labels["app"]))})
+			Address: fmt.Sprintf("10.%d.0.%d/16", at, n), Identity: uint16(256 + len(labels["app"]))})
 	}
 	return e
 }
@@ -230,12 +230,28 @@ func TestRandomHistories(t *testing.T) {
 		w := newWorld(t)
 		w.put(newNetwork("a", "main", 7))
 		w.put(newNetwork("a", "back", 8))
+		w.put(newNetwork("b", "main", 9))
 		for range 120 {
 			name, n := "i"+fmt.Sprint(r.IntN(9)), 0
 			n = int(name[1]-'0') + 10
 			labels := map[string]string{"app": []string{"x", "db", "web"}[r.IntN(3)]}
 			nets := [][]string{{"main"}, {"back"}, {"main", "back"}}[r.IntN(3)]
-			switch x := r.IntN(12); {
+			switch x := r.IntN(16); {
+			case x >= 14:
+				for _, p := range [][]*api.Peering{{peering("a", "p", "main", "back")}, {peering("a", "q", "main", "b/main"), peering("b", "q", "main", "a/main")}, {peering("a", "r", "back", "b/main")}}[r.IntN(3)] {
+					if r.IntN(3) == 0 {
+						w.remove(api.KindPeering, p.Tenant, p.Name)
+					} else {
+						w.put(p)
+					}
+				}
+			case x >= 12:
+				e := endpoint("b", name, []string{"n1", "n2", "n3", ""}[r.IntN(4)], n, labels, "main")
+				e.Spec.Interfaces[0].VNI, e.Spec.Interfaces[0].Address = 9, fmt.Sprintf("10.2.0.%d/16", n)
+				w.put(e)
+				if r.IntN(3) == 0 {
+					w.remove(api.KindEndpoint, "b", name)
+				}
 			case x < 6:
 				w.put(endpoint("a", name, []string{"n1", "n2", "n3", ""}[r.IntN(4)], n, labels, nets...))
 			case x < 8:
@@ -271,16 +287,27 @@ func describe(d *told) string {
 	out := ""
 	for _, vni := range slices.Sorted(maps.Keys(d.nets)) {
 		s := d.nets[vni]
-		out += fmt.Sprintf("%d %v:", vni, s.net.Ref)
+		out += fmt.Sprintf("%d %v %s %v:", vni, s.net.Ref, s.net.Egress, s.net.Peers)
+		meaning := map[uint32]uint32{} // numbers of guests are those of one life
 		for _, a := range slices.SortedFunc(maps.Keys(s.members), netip.Addr.Compare) {
 			m := s.members[a]
-			out += fmt.Sprintf(" %s=%s,%d", a, m.Host, m.Identity)
+			id := m.Identity
+			if id >= driver.FirstPeer {
+				if meaning[id] == 0 {
+					meaning[id] = uint32(len(meaning)) + 1
+				}
+				id = id&driver.FirstForeign + meaning[id]
+			}
+			out += fmt.Sprintf(" %s=%s,%d", a, m.Host, id)
 		}
 		for _, a := range slices.SortedFunc(maps.Keys(s.table.Ports), netip.Addr.Compare) {
 			var peers []uint32
 			for k, p := range s.table.Pairs {
 				if set := s.table.Ports[a].Ingress; set != 0 && k.Set == set && p.All != 0 {
 					peers = append(peers, k.Peer)
+					if k.Peer >= driver.FirstPeer {
+						peers[len(peers)-1] = k.Peer&driver.FirstForeign + meaning[k.Peer]
+					}
 				}
 			}
 			slices.Sort(peers)
@@ -289,4 +316,76 @@ func describe(d *told) string {
 		out += "\n"
 	}
 	return out
+}
+
+func peering(tenant, name, network, other string) *api.Peering {
+	return &api.Peering{Head: api.Head{K: api.KindPeering, Meta: api.Meta{Name: name, Tenant: tenant}}, Spec: api.PeeringSpec{Network: network, Peer: other},
+		Status: api.PeeringStatus{Conditions: []api.Condition{{Type: api.ConditionReady, Status: true}}}}
+}
+
+func TestAPeeredNetworkIsHereWithoutInstances(t *testing.T) {
+	w := newWorld(t)
+	w.put(newNetwork("a", "main", 7))
+	back := newNetwork("b", "back", 8)
+	back.Spec.CIDR = "10.2.0.0/16"
+	w.put(back)
+	w.put(endpoint("a", "near", "n1", 3, nil, "main"))
+	far := endpoint("b", "far", "n2", 4, map[string]string{"app": "db"}, "back")
+	far.Spec.Interfaces[0].Address = "10.2.0.4/16"
+	w.put(far)
+	w.put(peering("a", "p", "main", "b/back"))
+	w.settle()
+	if w.d.nets[8] != nil || len(w.d.nets[7].members) != 1 || len(w.d.nets[7].net.Peers) != 0 {
+		t.Fatal("one side's word was enough")
+	}
+	w.put(peering("b", "p", "back", "a/main"))
+	w.settle()
+	at := netip.MustParseAddr("10.2.0.4")
+	a, b := w.d.nets[7], w.d.nets[8]
+	if b == nil || len(b.members) != 1 || b.members[at].Host != netip.MustParseAddr("192.0.2.2") || b.net.Egress != driver.EgressNone || len(b.net.Peers) != 1 || b.net.Peers[0].VNI != 7 {
+		t.Fatalf("%+v", b)
+	}
+	if g := a.members[at]; !driver.Foreign(g.Identity) || g.Host.IsValid() || g.MAC != [6]byte{} || len(a.net.Peers) != 1 || a.net.Peers[0].Prefixes[0].String() != "10.2.0.0/16" {
+		t.Fatalf("%+v in %+v", g, a.net)
+	}
+	was := a.members[at].Identity
+	far.Spec.Labels = map[string]string{"app": "web1"}
+	far.Spec.Interfaces[0].Identity = 400
+	w.put(far)
+	w.settle()
+	if now := a.members[at].Identity; now == was || now == 0 {
+		t.Errorf("other labels are another number: %d, %d", was, now)
+	}
+	w.remove(api.KindPeering, "b", "p")
+	w.settle()
+	if w.d.nets[8] != nil || len(w.d.nets[7].members) != 1 || len(w.d.nets[7].net.Peers) != 0 {
+		t.Fatalf("%+v after they have parted", w.d.nets)
+	}
+}
+
+func TestARouteFollowsItsNextHop(t *testing.T) {
+	w := newWorld(t)
+	w.put(newNetwork("a", "main", 7))
+	w.put(endpoint("a", "near", "n1", 3, nil, "main"))
+	w.put(&api.Route{Head: api.Head{K: api.KindRoute, Meta: api.Meta{Name: "r", Tenant: "a"}}, Spec: api.RouteSpec{Network: "main", Destination: "192.168.0.0/16", Via: "vpn"},
+		Status: api.RouteStatus{Conditions: []api.Condition{{Type: api.ConditionReady, Status: true}}}})
+	w.put(&api.Route{Head: api.Head{K: api.KindRoute, Meta: api.Meta{Name: "no", Tenant: "a"}}, Spec: api.RouteSpec{Network: "main", Destination: "172.16.0.0/16", Via: "vpn"}})
+	via := func(want string) {
+		t.Helper()
+		w.settle()
+		if got := fmt.Sprint(w.d.nets[7].net.Routes); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	via("[{192.168.0.0/16 invalid IP}]") // nowhere, rather than by the way out
+	w.put(endpoint("a", "vpn", "n2", 4, nil, "main"))
+	via("[{192.168.0.0/16 10.1.0.4}]")
+	w.put(endpoint("a", "vpn", "n1", 4, nil, "main"))
+	via("[{192.168.0.0/16 10.1.0.4}]")
+	w.again()
+	via("[{192.168.0.0/16 10.1.0.4}]")
+	w.remove(api.KindEndpoint, "a", "vpn")
+	via("[{192.168.0.0/16 invalid IP}]")
+	w.remove(api.KindRoute, "a", "r")
+	via("[]")
 }

@@ -35,7 +35,7 @@ func cityGroup(g, variant int) *api.SecurityGroupSpec {
 func city() *Compiler {
 	c := New(NewIDs(1), Network{Net: mainNet, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
 	for i := range cityIdentities {
-		n := uint16(driver.FirstIdentity + i)
+		n := uint32(driver.FirstIdentity + i)
 		c.SetIdentity(n, &Identity{Tenant: "acme", Network: mainNet, Labels: map[string]string{"app": fmt.Sprint("a", i), "tier": fmt.Sprint("t", i%20)}})
 		c.SetInstance(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), n)
 	}

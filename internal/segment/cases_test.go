@@ -185,17 +185,23 @@ func (w *caseWorld) compare(t *testing.T, q *Query, dir Direction, want *Opinion
 	for n, r := range w.Names {
 		c.SetName(n, &r)
 	}
-	peer, next := Peer{Addr: other.Addr}, uint16(driver.FirstIdentity)
+	peer, next := Peer{Addr: other.Addr}, 0
 	if other.Host {
 		peer = Peer{Identity: driver.IdentityHost}
 	}
 	for name, e := range w.ends {
-		c.SetIdentity(next, &e.Identity)
-		if e.Identity.Network == net.Net {
-			c.SetInstance(e.Addr, next)
+		number := uint32(driver.FirstIdentity + next)
+		switch n := e.Identity.Network; {
+		case n == net.Net:
+			c.SetInstance(e.Addr, number)
+		case n.Tenant == net.Net.Tenant:
+			number += driver.FirstPeer
+		default:
+			number += driver.FirstForeign
 		}
+		c.SetIdentity(number, &e.Identity)
 		if name == other.Name {
-			peer = Peer{Identity: next}
+			peer = Peer{Identity: number}
 		}
 		next++
 	}

@@ -20,16 +20,16 @@ type Compiler struct {
 	own   *group           // the network's own rules
 
 	groups     map[GroupRef]*group
-	identities map[uint16]*Identity
+	identities map[uint32]*Identity
 	names      map[Name]Resolved
-	here       map[netip.Addr]uint16
-	profiles   map[uint16]*profile // of identities that are here
+	here       map[netip.Addr]uint32
+	profiles   map[uint32]*profile // of identities that are here
 
 	selectors map[string]*selector
 	byLabel   map[string]map[*selector]struct{} // those that mean instances, by one of their labels
 	byPrefix  map[netip.Prefix]map[*selector]struct{}
 	outside   map[*selector]struct{}
-	labelled  map[string]map[uint16]struct{} // identities by label; "": all
+	labelled  map[string]map[uint32]struct{} // identities by label; "": all
 	choosing  map[string]map[*group]struct{} // groups by one of the labels they select
 
 	prefixes prefixes
@@ -51,9 +51,9 @@ type profile struct {
 
 type todo struct {
 	groupsTo     map[GroupRef]*api.SecurityGroupSpec
-	identitiesTo map[uint16]*Identity
+	identitiesTo map[uint32]*Identity
 	namesTo      map[Name]*Resolved
-	hereTo       map[netip.Addr]uint16 // 0: not here
+	hereTo       map[netip.Addr]uint32 // 0: not here
 	netTo        *Network
 	knownTo      []*Network
 }
@@ -62,9 +62,9 @@ type step struct {
 	dirty    map[*set]struct{}
 	unused   map[*selector]struct{}
 	fresh    []*selector // members are to be found
-	again    map[uint16]struct{}
+	again    map[uint32]struct{}
 	stale    map[*group]struct{}
-	cameID   map[uint16]struct{} // identities that were not there
+	cameID   map[uint32]struct{} // identities that were not there
 	came     map[uint32]struct{} // numbers of prefixes
 	went     map[uint32]struct{}
 	moves    []move
@@ -75,13 +75,13 @@ type step struct {
 // New makes a compiler of a network without instances. Its numbers come from ids.
 func New(ids *IDs, n Network) *Compiler {
 	c := &Compiler{ids: ids, net: n,
-		groups: map[GroupRef]*group{}, identities: map[uint16]*Identity{}, names: map[Name]Resolved{}, here: map[netip.Addr]uint16{}, profiles: map[uint16]*profile{},
+		groups: map[GroupRef]*group{}, identities: map[uint32]*Identity{}, names: map[Name]Resolved{}, here: map[netip.Addr]uint32{}, profiles: map[uint32]*profile{},
 		selectors: map[string]*selector{}, byLabel: map[string]map[*selector]struct{}{}, byPrefix: map[netip.Prefix]map[*selector]struct{}{},
-		outside: map[*selector]struct{}{}, labelled: map[string]map[uint16]struct{}{}, choosing: map[string]map[*group]struct{}{},
+		outside: map[*selector]struct{}{}, labelled: map[string]map[uint32]struct{}{}, choosing: map[string]map[*group]struct{}{},
 		prefixes: prefixes{uses: map[netip.Prefix]int{}, touched: map[netip.Prefix]struct{}{}, number: map[netip.Prefix]uint32{}},
 		sets:     map[string]*set{}, lists: lists{map[string]*list{}, map[uint32]*list{}, map[*list]struct{}{}}, rules: map[uint32]*Rule{}, ports: map[netip.Addr]driver.Policy{},
-		step: step{dirty: map[*set]struct{}{}, unused: map[*selector]struct{}{}, again: map[uint16]struct{}{}, stale: map[*group]struct{}{},
-			cameID: map[uint16]struct{}{}, came: map[uint32]struct{}{}, went: map[uint32]struct{}{}},
+		step: step{dirty: map[*set]struct{}{}, unused: map[*selector]struct{}{}, again: map[uint32]struct{}{}, stale: map[*group]struct{}{},
+			cameID: map[uint32]struct{}{}, came: map[uint32]struct{}{}, went: map[uint32]struct{}{}},
 	}
 	c.todo = newTodo()
 	c.own = c.base()
@@ -89,7 +89,7 @@ func New(ids *IDs, n Network) *Compiler {
 }
 
 func newTodo() todo {
-	return todo{groupsTo: map[GroupRef]*api.SecurityGroupSpec{}, identitiesTo: map[uint16]*Identity{}, namesTo: map[Name]*Resolved{}, hereTo: map[netip.Addr]uint16{}}
+	return todo{groupsTo: map[GroupRef]*api.SecurityGroupSpec{}, identitiesTo: map[uint32]*Identity{}, namesTo: map[Name]*Resolved{}, hereTo: map[netip.Addr]uint32{}}
 }
 
 // SetNetwork says how the network is, and what is known of those it is peered with.
@@ -103,14 +103,14 @@ func (c *Compiler) SetNetwork(n Network, peered []Network) {
 // SetGroup says what a group says; nil: it is gone.
 func (c *Compiler) SetGroup(ref GroupRef, spec *api.SecurityGroupSpec) { c.groupsTo[ref] = spec }
 
-// SetIdentity says who has a number, also on peered networks; nil: nobody.
-func (c *Compiler) SetIdentity(number uint16, i *Identity) { c.identitiesTo[number] = i }
+// SetIdentity says who has a number; nil: nobody. Those on peered networks have numbers that IDs.Peer gave.
+func (c *Compiler) SetIdentity(number uint32, i *Identity) { c.identitiesTo[number] = i }
 
 // SetName says who answers to a name; nil: it does not resolve.
 func (c *Compiler) SetName(n Name, r *Resolved) { c.namesTo[n] = r }
 
 // SetInstance says that an address is of an instance here, with that identity; 0: no more.
-func (c *Compiler) SetInstance(a netip.Addr, identity uint16) { c.hereTo[a] = identity }
+func (c *Compiler) SetInstance(a netip.Addr, identity uint32) { c.hereTo[a] = identity }
 
 // Groups lists the groups that select an instance that is here.
 func (c *Compiler) Groups() []GroupRef {
@@ -213,21 +213,24 @@ func Empty(c driver.Change) bool {
 
 // isNew reports whether a number was nobody's before this change.
 func (c *Compiler) isNew(n uint32) bool {
-	if n >= driver.FirstPrefix {
+	if prefixed(n) {
 		_, ok := c.came[n]
 		return ok
 	}
-	_, ok := c.cameID[uint16(n)]
+	_, ok := c.cameID[n]
 	return ok
 }
 
+// prefixed reports whether a number is that of a prefix.
+func prefixed(n uint32) bool { return n >= driver.FirstPrefix && n < driver.FirstPeer }
+
 // isGone reports whether a number is nobody's any more.
 func (c *Compiler) isGone(n uint32) bool {
-	if n >= driver.FirstPrefix {
+	if prefixed(n) {
 		_, ok := c.went[n]
 		return ok
 	}
-	return n >= driver.FirstIdentity && c.identities[uint16(n)] == nil
+	return n >= driver.FirstIdentity && c.identities[n] == nil
 }
 
 // networks are this one and those it is peered with, as far as they are known.
@@ -286,7 +289,7 @@ func (c *Compiler) takeIdentities() {
 	}
 }
 
-func (c *Compiler) relabel(n uint16, i *Identity, do func(map[string]map[uint16]struct{}, string, uint16)) {
+func (c *Compiler) relabel(n uint32, i *Identity, do func(map[string]map[uint32]struct{}, string, uint32)) {
 	do(c.labelled, "", n)
 	for k, v := range i.Labels {
 		do(c.labelled, k+"="+v, n)
@@ -294,14 +297,14 @@ func (c *Compiler) relabel(n uint16, i *Identity, do func(map[string]map[uint16]
 }
 
 // offer asks all selectors that mean i, or may, whether they mean who has its number now.
-func (c *Compiler) offer(n uint16, i *Identity) {
+func (c *Compiler) offer(n uint32, i *Identity) {
 	if i == nil {
 		return
 	}
 	now := c.identities[n]
 	ask := func(label string) {
 		for s := range c.byLabel[label] {
-			c.put(s, uint32(n), now != nil && c.net.peers(now.Network) && s.identity(now))
+			c.put(s, n, now != nil && c.net.peers(now.Network) && s.identity(now))
 		}
 	}
 	ask("")
@@ -319,7 +322,7 @@ func (c *Compiler) takeGroups() {
 		}
 		changed = append(changed, ref)
 		if g == nil {
-			g = &group{ref: ref, here: map[uint16]struct{}{}, sets: map[*set]struct{}{}}
+			g = &group{ref: ref, here: map[uint32]struct{}{}, sets: map[*set]struct{}{}}
 			c.groups[ref] = g
 		} else {
 			leave(c.choosing, firstLabel(g.spec.Select), g)
@@ -357,7 +360,7 @@ func (c *Compiler) takeNames() {
 }
 
 func (c *Compiler) takeInstances() {
-	count := func(n uint16, by int) {
+	count := func(n uint32, by int) {
 		p := c.profiles[n]
 		if p == nil {
 			p = &profile{}

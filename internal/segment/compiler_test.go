@@ -280,8 +280,8 @@ func FuzzGroup(f *testing.F) {
 		tt := &trial{T: t, Rand: rand.New(rand.NewPCG(1, 1))}
 		w := newTown(tt)
 		for i := range 4 {
-			w.identities[uint16(256+i)] = &Identity{"acme", mainNet, map[string]string{"app": []string{"db", "web", "a", "b"}[i]}}
-			w.here[netip.AddrFrom4([4]byte{10, 7, 0, byte(i + 2)})] = uint16(256 + i)
+			w.identities[uint32(256+i)] = &Identity{"acme", mainNet, map[string]string{"app": []string{"db", "web", "a", "b"}[i]}}
+			w.here[netip.AddrFrom4([4]byte{10, 7, 0, byte(i + 2)})] = uint32(256 + i)
 		}
 		w.Groups[GroupRef{"acme", "g"}] = &o.(*api.SecurityGroup).Spec
 		w.Names[Name{DNS: "example.org"}] = Resolved{Prefixes: []netip.Prefix{netip.MustParsePrefix("8.8.8.8/32")}}

@@ -126,7 +126,10 @@ func (w *World) judge(q *Query, dir int) *Opinion {
 			}
 		}
 	}
-	open := len(enforced) == 0 && !net.Closed
+	// What is open is so to the own tenant and outside: another tenant's instances need a rule.
+	stranger := dir == ingress && other.member() && other.Identity.Network.Tenant != net.Net.Tenant
+	unbidden := dir == ingress && !other.member() && !other.Host && net.Direct
+	open := len(enforced) == 0 && !net.Closed && !stranger && !unbidden
 	o := &Opinion{Allowed: open, Why: w.byDefault(net, other)}
 	if !open {
 		if o.Rule = w.first(enforced, dir, q, other); o.Rule != nil {
@@ -269,6 +272,12 @@ func (w *World) meansOutside(tenant string, p *api.SecurityPeer, a netip.Addr) b
 
 // refusal says who closes the direction, and which rule comes nearest to what was asked.
 func (w *World) refusal(net *Network, groups []GroupRef, dir int, q *Query) string {
+	if len(groups) == 0 && !net.Closed && net.Direct && !q.From.member() {
+		return fmt.Sprintf("network %s has addresses that are known outside, and no group lets anybody in from there by %s; a published port is let in", net.Net, q.asked())
+	}
+	if len(groups) == 0 && !net.Closed {
+		return fmt.Sprintf("network %s is open to its own tenant only, and no group lets another tenant's instances in by %s", net.Net, q.asked())
+	}
 	if len(groups) == 0 {
 		return fmt.Sprintf("network %s is closed, and no group allows %s %s", net.Net, directionText(dir == ingress), q.asked())
 	}

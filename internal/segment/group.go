@@ -14,7 +14,7 @@ type group struct {
 	sides    [2]side                // ingress, egress
 	compiled bool
 	stale    bool                // sides are of an older spec, or an older network
-	here     map[uint16]struct{} // identities of instances that are here and that it selects
+	here     map[uint32]struct{} // identities of instances that are here and that it selects
 	sets     map[*set]struct{}
 }
 

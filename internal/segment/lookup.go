@@ -8,7 +8,7 @@ import (
 
 // Peer is the other side as a table knows it.
 type Peer struct {
-	Identity uint16     // of a member, or driver.IdentityHost; 0: outside
+	Identity uint32     // of a member, of a peered network's (IDs.Peer), or driver.IdentityHost; 0: outside
 	Addr     netip.Addr // when it is outside
 }
 
@@ -20,7 +20,8 @@ type Answer struct {
 
 // Lookup judges with a table alone, in the way of the wall: the port's set, the pair of
 // set and peer, and the list of ports, its longest entries first. Dry asks the set that
-// is only tried, where there is one; else it answers as the other.
+// is only tried, where there is one; else it answers as the other. Without a set everybody
+// may, but for those of another tenant's network.
 func Lookup(t *driver.Table, self netip.Addr, dir Direction, peer Peer, q Ask) Answer {
 	policy, here := t.Ports[self]
 	if !here {
@@ -34,7 +35,7 @@ func Lookup(t *driver.Table, self netip.Addr, dir Direction, peer Peer, q Ask) A
 		set = dry
 	}
 	if set == 0 {
-		return Answer{Allowed: true}
+		return Answer{Allowed: dir == Egress || !driver.Foreign(peer.Identity)}
 	}
 	pair := t.Pairs[driver.PairKey{Set: set, Peer: number(t, peer)}]
 	if pair.All != 0 {
@@ -70,7 +71,7 @@ type Ask struct {
 // number is what the peer is known by: its identity, or the longest prefix around it.
 func number(t *driver.Table, p Peer) uint32 {
 	if p.Identity != 0 {
-		return uint32(p.Identity)
+		return p.Identity
 	}
 	for n := p.Addr.BitLen(); n >= 0 && p.Addr.IsValid(); n-- {
 		if around, err := p.Addr.Prefix(n); err == nil {

@@ -38,6 +38,7 @@ type Network struct {
 	Net      Net
 	Prefixes []netip.Prefix
 	Closed   bool  // isolation: closed
+	Direct   bool  // its addresses are known outside: what comes from there needs a rule, or a published port
 	Peers    []Net // networks it may talk with
 }
 

@@ -220,7 +220,7 @@ func (c *Compiler) fill(s *selector) {
 	if s.instances {
 		for n := range c.candidates(s.labels) {
 			if i := c.identities[n]; c.net.peers(i.Network) && s.identity(i) {
-				want[uint32(n)] = struct{}{}
+				want[n] = struct{}{}
 			}
 		}
 	}
@@ -262,7 +262,7 @@ func (c *Compiler) fill(s *selector) {
 }
 
 // candidates are the identities that may have all the labels: those with the rarest of them.
-func (c *Compiler) candidates(labels map[string]string) map[uint16]struct{} {
+func (c *Compiler) candidates(labels map[string]string) map[uint32]struct{} {
 	best := c.labelled[""]
 	for k, v := range labels {
 		if set := c.labelled[k+"="+v]; len(set) < len(best) {

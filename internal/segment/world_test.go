@@ -20,8 +20,8 @@ import (
 type town struct {
 	World
 	net        Net
-	identities map[uint16]*Identity
-	here       map[netip.Addr]uint16
+	identities map[uint32]*Identity
+	here       map[netip.Addr]uint32
 }
 
 var (
@@ -141,6 +141,17 @@ func someSpec(t *trial) *api.SecurityGroupSpec {
 	return s
 }
 
+// numbered is the number of a set of labels on a network, as main knows it.
+func numbered(on Net, k int) uint32 {
+	switch {
+	case on == mainNet:
+		return uint32(driver.FirstIdentity + k)
+	case on.Tenant == mainNet.Tenant:
+		return uint32(driver.FirstPeer + 1<<20 + k)
+	}
+	return uint32(driver.FirstForeign + 1<<20 + k)
+}
+
 func (w *town) setNetworks(t *trial) {
 	prefixes := []netip.Prefix{netip.MustParsePrefix("10.7.0.0/16")}
 	if chance(t, 50) {
@@ -174,13 +185,13 @@ func (w *town) step(t *trial, c *Compiler) {
 		w.Groups[ref] = someSpec(t)
 		c.SetGroup(ref, w.Groups[ref])
 	case 4, 5:
-		n := uint16(driver.FirstIdentity + t.between(0, 7))
+		net := pick(t, []Net{mainNet, mainNet, mainNet, backNet, labNet})
+		n := numbered(net, t.between(0, 7))
 		if chance(t, 25) {
 			delete(w.identities, n)
 			c.SetIdentity(n, nil)
 			return
 		}
-		net := pick(t, []Net{mainNet, mainNet, mainNet, backNet, labNet})
 		w.identities[n] = &Identity{Tenant: net.Tenant, Network: net, Labels: someLabels(t, 0)}
 		c.SetIdentity(n, w.identities[n])
 	case 6, 7:
@@ -190,7 +201,7 @@ func (w *town) step(t *trial, c *Compiler) {
 			c.SetInstance(a, 0)
 			return
 		}
-		w.here[a] = uint16(driver.FirstIdentity + t.between(0, 7))
+		w.here[a] = uint32(driver.FirstIdentity + t.between(0, 7))
 		c.SetInstance(a, w.here[a])
 	case 8:
 		n := pick(t, []Name{{DNS: "one.test"}, {DNS: "two.test"}, {Tenant: "acme", Service: "svc"}})
@@ -222,7 +233,7 @@ func (w *town) step(t *trial, c *Compiler) {
 }
 
 func newTown(t *trial) *town {
-	w := &town{World: World{Groups: map[GroupRef]*api.SecurityGroupSpec{}, Names: map[Name]Resolved{}}, net: mainNet, identities: map[uint16]*Identity{}, here: map[netip.Addr]uint16{}}
+	w := &town{World: World{Groups: map[GroupRef]*api.SecurityGroupSpec{}, Names: map[Name]Resolved{}}, net: mainNet, identities: map[uint32]*Identity{}, here: map[netip.Addr]uint32{}}
 	w.setNetworks(t)
 	return w
 }
@@ -341,7 +352,7 @@ func apply(table *driver.Table, c driver.Change, between func(step string)) {
 
 // neverBetween applies a change and checks that in the middle of it nobody is judged in
 // another way than before or after.
-func (w *town) neverBetween(t *trial, table *driver.Table, c driver.Change, was map[uint16]bool) {
+func (w *town) neverBetween(t *trial, table *driver.Table, c driver.Change, was map[uint32]bool) {
 	before, after := copyTable(*table), copyTable(*table)
 	apply(&after, c, func(string) {})
 	peers := []Peer{{Identity: driver.IdentityHost}}
@@ -424,7 +435,7 @@ type said struct {
 	lists map[driver.ListKey]uint32
 }
 
-func (s *said) watch(t *trial, c driver.Change, before *driver.Table, was map[uint16]bool) {
+func (s *said) watch(t *trial, c driver.Change, before *driver.Table, was map[uint32]bool) {
 	known, sets := map[uint32]bool{driver.IdentityHost: true, driver.IdentityOutside: true}, map[uint32]bool{}
 	for n := range was {
 		known[uint32(n)] = true
@@ -467,7 +478,7 @@ func (s *said) watch(t *trial, c driver.Change, before *driver.Table, was map[ui
 
 // flowsEnd checks that no flow outlives its permission: where a verdict turned from yes to
 // no, the port has another policy, and so another epoch.
-func (w *town) flowsEnd(t *trial, before, after *driver.Table, was map[uint16]bool) {
+func (w *town) flowsEnd(t *trial, before, after *driver.Table, was map[uint32]bool) {
 	for a, now := range after.Ports {
 		old, here := before.Ports[a]
 		if !here {
@@ -515,7 +526,7 @@ func TestChangesLeadWhereAFreshCompileIs(t *testing.T) {
 		}
 		seen := &said{maps.Clone(table.Pairs), maps.Clone(table.Lists)}
 		for range t.between(1, 12) {
-			was := map[uint16]bool{}
+			was := map[uint32]bool{}
 			for n := range w.identities {
 				was[n] = true
 			}

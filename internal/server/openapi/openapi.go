@@ -161,6 +161,10 @@ func exampleSpec(k api.Kind) obj {
 		return obj{"reference": exampleReference}
 	case api.KindNetwork:
 		return obj{"cidr": "10.1.0.0/16"}
+	case api.KindPeering:
+		return obj{"network": "main", "peer": "lab/main"}
+	case api.KindRoute:
+		return obj{"network": "main", "destination": "192.168.0.0/16", "via": "vpn"}
 	case api.KindAddressPool:
 		return obj{"prefixes": []string{"203.0.113.8/29"}, "tenants": []string{"acme"}}
 	case api.KindAddress:

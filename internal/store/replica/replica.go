@@ -99,6 +99,8 @@ func Parts(node string) []api.Selector {
 		{Kind: api.KindHostKey},
 		{Kind: api.KindNetwork},
 		{Kind: api.KindSecurityGroup},
+		{Kind: api.KindPeering},
+		{Kind: api.KindRoute},
 		{Kind: api.KindEndpoint},
 		{Kind: api.KindAddress, Fields: map[string]string{"status.node": node}},
 		{Kind: api.KindBGPPeer},

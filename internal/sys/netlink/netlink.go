@@ -360,9 +360,14 @@ func (h *Handle) AddDefaultRoute(index int, gw netip.Addr) error {
 }
 
 // Uplinks lists the links that an IPv4 default route of the main table uses, best first.
-func (h *Handle) Uplinks() ([]Link, error) {
+func (h *Handle) Uplinks() ([]Link, error) { return h.uplinks(unix.AF_INET) }
+
+// Uplinks6 is the same of IPv6.
+func (h *Handle) Uplinks6() ([]Link, error) { return h.uplinks(unix.AF_INET6) }
+
+func (h *Handle) uplinks(family int) ([]Link, error) {
 	req := h.request(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
-	req.AddData(nl.NewIfInfomsg(unix.AF_INET))
+	req.AddData(nl.NewIfInfomsg(family))
 	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, kernelError("list routes", err)

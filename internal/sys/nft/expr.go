@@ -93,6 +93,12 @@ func dnat(s *nftables.Set, key ...[]expr.Any) []expr.Any {
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg1, RegProtoMin: w(1)})
 }
 
+// dnat6 is dnat for IPv6 addresses, which take four registers.
+func dnat6(s *nftables.Set, key ...[]expr.Any) []expr.Any {
+	return append(append(join(key...), get(s, reg1, reg1)...),
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV6, RegAddrMin: reg1, RegProtoMin: w(4)})
+}
+
 func ip4() []expr.Any {
 	return equal(meta(expr.MetaKeyNFPROTO, reg1), reg1, []byte{unix.NFPROTO_IPV4})
 }
@@ -115,6 +121,35 @@ func within(offset uint32, p netip.Prefix) []expr.Any {
 	return append(net(offset, 4, reg1),
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: p.Masked().Addr().AsSlice()})
+}
+
+// sourceIn and destinationIn go on when the packet, of either family, is from or to an address in p.
+func sourceIn(p netip.Prefix) []expr.Any      { return addressIn(p, 12, 8) }
+func destinationIn(p netip.Prefix) []expr.Any { return addressIn(p, 16, 24) }
+
+func addressIn(p netip.Prefix, four, six uint32) []expr.Any {
+	if p.Addr().Is4() {
+		return join(ip4(), within(four, p))
+	}
+	mask := make([]byte, 16)
+	for i := range p.Bits() {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
+	return join(ip6(), append(net(six, 16, reg1),
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 16, Mask: mask, Xor: make([]byte, 16)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: p.Masked().Addr().AsSlice()}))
+}
+
+func ip6() []expr.Any {
+	return equal(meta(expr.MetaKeyNFPROTO, reg1), reg1, []byte{unix.NFPROTO_IPV6})
+}
+
+func mark(m uint32) []expr.Any {
+	return append(one(&expr.Immediate{Register: reg1, Data: binaryutil.NativeEndian.PutUint32(m)}), setMark(reg1)...)
+}
+
+func isMarked(m uint32) []expr.Any {
+	return equal(meta(expr.MetaKeyMARK, reg1), reg1, binaryutil.NativeEndian.PutUint32(m))
 }
 
 // localAddr goes on when the destination is an address of this host.

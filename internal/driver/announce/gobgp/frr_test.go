@@ -191,16 +191,16 @@ router bgp 65001
 `, n, more)
 }
 
-func peer(n int) driver.Peer {
-	return driver.Peer{Name: fmt.Sprintf("tor%d", n), At: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 99, byte(n), 2}), 179), ASN: 65001,
+func peer(n int) driver.Router {
+	return driver.Router{Name: fmt.Sprintf("tor%d", n), At: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 99, byte(n), 2}), 179), ASN: 65001,
 		Families: []driver.Family{driver.FamilyIPv4, driver.FamilyIPv6, driver.FamilyEVPN}, Hold: 9 * time.Second, Restart: time.Minute}
 }
 
 // routes are one of each kind.
-func routes() []driver.Route {
+func routes() []driver.Announcement {
 	host := netip.MustParseAddr("10.99.1.1")
 	target := driver.RouteTarget{ASN: 64512, Number: 70001}
-	return []driver.Route{
+	return []driver.Announcement{
 		{Kind: driver.RouteUnicast, Prefix: netip.MustParsePrefix("203.0.113.7/32"), NextHop: host},
 		{Kind: driver.RouteUnicast, Prefix: netip.MustParsePrefix("2001:db8::7/128"), NextHop: netip.MustParseAddr("fd99:1::1")},
 		{Kind: driver.RouteMulticast, NextHop: host, VNI: 70001, Number: 4465, Target: target},

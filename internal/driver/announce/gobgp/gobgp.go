@@ -72,7 +72,7 @@ type speaker struct {
 	router netip.Addr
 	fresh  bool // of the daemon's start: routers may have kept what an earlier one told
 	peers  map[string]told
-	routes map[string]driver.Route
+	routes map[string]driver.Announcement
 
 	mu   sync.Mutex // guards ends
 	ends map[netip.Addr]string
@@ -80,7 +80,7 @@ type speaker struct {
 
 // told is a peer as the speaker was told.
 type told struct {
-	peer     driver.Peer
+	peer     driver.Router
 	password string
 }
 
@@ -137,7 +137,7 @@ func (d *Driver) Announce(ctx context.Context, a driver.Announcing) error {
 }
 
 func (d *Driver) start(ctx context.Context, a driver.Announcing) error {
-	s := &speaker{asn: a.ASN, router: a.RouterID, fresh: !d.spoke, peers: map[string]told{}, routes: map[string]driver.Route{}, ends: map[netip.Addr]string{}, served: make(chan struct{})}
+	s := &speaker{asn: a.ASN, router: a.RouterID, fresh: !d.spoke, peers: map[string]told{}, routes: map[string]driver.Announcement{}, ends: map[netip.Addr]string{}, served: make(chan struct{})}
 	s.server = server.NewBgpServer() // it logs nothing: what of it matters is in Sessions
 	go func() {
 		defer close(s.served)
@@ -222,8 +222,8 @@ func (d *Driver) Close() error {
 }
 
 // tell makes the routes that are told be these.
-func (s *speaker) tell(routes []driver.Route) error {
-	want := make(map[string]driver.Route, len(routes))
+func (s *speaker) tell(routes []driver.Announcement) error {
+	want := make(map[string]driver.Announcement, len(routes))
 	var add, drop []*apiutil.Path
 	for _, r := range routes {
 		p, key, err := path(r, s.router)
@@ -259,7 +259,7 @@ func (s *speaker) tell(routes []driver.Route) error {
 }
 
 // meet makes the sessions be with these peers.
-func (d *Driver) meet(ctx context.Context, peers []driver.Peer) error {
+func (d *Driver) meet(ctx context.Context, peers []driver.Router) error {
 	s := d.speaker
 	off, err := s.putOff(ctx)
 	if err != nil {

@@ -27,7 +27,7 @@ func open(t *testing.T, c Config) *Driver {
 	return d
 }
 
-func say(peers []driver.Peer, routes []driver.Route) driver.Announcing {
+func say(peers []driver.Router, routes []driver.Announcement) driver.Announcing {
 	return driver.Announcing{ASN: 64512, RouterID: netip.MustParseAddr("10.99.1.1"), Peers: peers, Routes: routes}
 }
 
@@ -60,7 +60,7 @@ func TestAnnounce(t *testing.T) {
 	r := newFRR(t, 1, config(1, ""))
 	d := open(t, Config{})
 	all := routes()
-	announce(t, d, say([]driver.Peer{peer(1)}, all))
+	announce(t, d, say([]driver.Router{peer(1)}, all))
 	established(t, d, 0)
 	wait(t, "IPv4", func() bool { n, next := r.hears("203.0.113.7/32"); return n == 1 && next == "10.99.1.1" })
 	wait(t, "IPv6", func() bool { n, next := r.hears("2001:db8::7/128"); return n == 1 && next == "fd99:1::1" })
@@ -95,7 +95,7 @@ func TestAnnounce(t *testing.T) {
 	next := slices.Delete(slices.Clone(all), 3, 4)
 	next[0].Prefix = netip.MustParsePrefix("203.0.113.8/32")
 	began := time.Now()
-	announce(t, d, say([]driver.Peer{peer(1)}, next))
+	announce(t, d, say([]driver.Router{peer(1)}, next))
 	wait(t, "withdrawal", func() bool {
 		n, _ := r.hears("203.0.113.7/32")
 		return n == 0 && !strings.Contains(r.evpn("2"), "10.1.0.5")
@@ -122,13 +122,13 @@ func TestNothingRunsWithoutPeers(t *testing.T) {
 	}
 	p := peer(1)
 	p.At = netip.MustParseAddrPort("127.0.0.1:1") // nobody is there
-	announce(t, d, say([]driver.Peer{p}, routes()))
+	announce(t, d, say([]driver.Router{p}, routes()))
 	if s := session(t, d, 0); s.State == "Established" || !strings.Contains(s.Error, "127.0.0.1:1 does not answer") {
 		t.Errorf("%+v", s)
 	}
 	announce(t, d, say(nil, nil))
 	wait(t, "end", func() bool { return runtime.NumGoroutine() <= before })
-	announce(t, d, say([]driver.Peer{p}, routes())) // and anew
+	announce(t, d, say([]driver.Router{p}, routes())) // and anew
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestOverIPv6(t *testing.T) {
 	d := open(t, Config{})
 	p := peer(1)
 	p.At, p.Families = netip.MustParseAddrPort("[fd99:1::2]:179"), []driver.Family{driver.FamilyIPv6}
-	announce(t, d, say([]driver.Peer{p}, routes()))
+	announce(t, d, say([]driver.Router{p}, routes()))
 	established(t, d, 0)
 	wait(t, "IPv6", func() bool { n, next := r.hears("2001:db8::7/128"); return n == 1 && next == "fd99:1::1" })
 	if n, _ := r.hears("203.0.113.7/32"); n != 0 {
@@ -174,7 +174,7 @@ func TestPassword(t *testing.T) {
 	p := peer(1)
 	p.Secret = "fabric"
 	again := func() driver.Session {
-		announce(t, d, say([]driver.Peer{p}, routes()))
+		announce(t, d, say([]driver.Router{p}, routes()))
 		return session(t, d, 0)
 	}
 	if s := again(); s.State != "Idle" || !strings.Contains(s.Error, "no such file") {
@@ -205,7 +205,7 @@ func TestNoTransit(t *testing.T) {
 	one := newFRR(t, 1, strings.Replace(config(1, ""), " address-family ipv4 unicast\n", " address-family ipv4 unicast\n  network 198.51.100.0/24\n", 1))
 	two := newFRR(t, 2, config(2, ""))
 	d := open(t, Config{})
-	announce(t, d, say([]driver.Peer{peer(1), peer(2)}, routes()))
+	announce(t, d, say([]driver.Router{peer(1), peer(2)}, routes()))
 	established(t, d, 0)
 	established(t, d, 1)
 	wait(t, "what the first tells", func() bool { return session(t, d, 0).Received > 0 })
@@ -274,7 +274,7 @@ func speak(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	announce(t, d, say([]driver.Peer{peer(1)}, routes()))
+	announce(t, d, say([]driver.Router{peer(1)}, routes()))
 	select {}
 }
 
@@ -299,7 +299,7 @@ func TestLearned(t *testing.T) {
 		default:
 		}
 	})
-	announce(t, d, say([]driver.Peer{peer(1)}, routes()))
+	announce(t, d, say([]driver.Router{peer(1)}, routes()))
 	established(t, d, 0)
 	wait(t, "network of the router", func() bool { return strings.Contains(r.ask("show evpn vni"), "70001") })
 	r.in("bridge", "fdb", "add", "02:00:00:00:00:77", "dev", "d0", "master", "dynamic")

@@ -16,7 +16,7 @@ import (
 
 // path is a route in the library's words, with a key by which routes are told apart that
 // replace each other.
-func path(r driver.Route, router netip.Addr) (*apiutil.Path, string, error) {
+func path(r driver.Announcement, router netip.Addr) (*apiutil.Path, string, error) {
 	nlri, family, err := nlriOf(r, router)
 	if err != nil {
 		return nil, "", err
@@ -47,7 +47,7 @@ func path(r driver.Route, router netip.Addr) (*apiutil.Path, string, error) {
 	return &apiutil.Path{Family: family, Nlri: nlri, Attrs: attrs}, nlri.String(), nil
 }
 
-func nlriOf(r driver.Route, router netip.Addr) (bgp.NLRI, bgp.Family, error) {
+func nlriOf(r driver.Announcement, router netip.Addr) (bgp.NLRI, bgp.Family, error) {
 	if r.Kind == driver.RouteUnicast {
 		family := bgp.RF_IPv4_UC
 		if r.Prefix.Addr().Is6() {

@@ -164,7 +164,7 @@ func (l *lan) members() []driver.Member {
 	var out []driver.Member
 	for _, b := range l.boxes {
 		for _, a := range []netip.Addr{b.four, b.six} {
-			out = append(out, driver.Member{Addr: a, MAC: b.mac, Host: b.host.addr, Identity: b.num})
+			out = append(out, driver.Member{Addr: a, MAC: b.mac, Host: b.host.addr, Identity: uint32(b.num)})
 		}
 	}
 	return out

@@ -109,7 +109,10 @@ func (n *network) replace(ctx context.Context, net driver.Net, members []driver.
 		}
 	}
 	n.known = true
-	return n.apply(c)
+	if err := n.apply(c); err != nil {
+		return err
+	}
+	return n.rehop()
 }
 
 // change applies what is new.
@@ -122,6 +125,9 @@ func (n *network) change(ctx context.Context, c driver.Change) error {
 	if c.Net != nil {
 		n.record.Net = *c.Net
 		if err := n.base(ctx); err != nil {
+			return err
+		}
+		if err := n.rehop(); err != nil {
 			return err
 		}
 	}
@@ -265,7 +271,16 @@ func (n *network) base(ctx context.Context) error {
 	if err := n.refit(); err != nil {
 		return err
 	}
-	return n.wayOut(ctx)
+	if err := n.part(); err != nil {
+		return err
+	}
+	if err := n.wayOut(ctx); err != nil {
+		return err
+	}
+	if err := n.setRoutes(); err != nil {
+		return err
+	}
+	return n.joinPeers()
 }
 
 // digTries times 20 ms is for the kernel to take down a tunnel whose namespace is gone.
@@ -302,12 +317,33 @@ func (n *network) settings() error {
 	})
 }
 
-// wayOut makes the gate, and the cable to the host's own bridge, as far as the network has one.
+// wayOut makes the gate, and the cables to the host, as far as the network has any.
 func (n *network) wayOut(ctx context.Context) error {
+	door, way, err := n.door()
+	if err != nil {
+		return err
+	}
+	if err := n.byBridge(ctx, door, way); err != nil {
+		return err
+	}
+	if !way {
+		return n.closeWay()
+	}
+	return n.openWay(door)
+}
+
+// byBridge makes the gate, and the cable to the host's own bridge.
+func (n *network) byBridge(ctx context.Context, door nft.Door, way bool) error {
 	d, r := n.d, n.record
-	g := nft.Gate{Switch: switchName, Tunnel: d.plan.port}
+	g := nft.Gate{Switch: switchName, Tunnel: d.plan.port, Prefixes: r.Net.Prefixes}
+	for _, p := range r.Net.Peers {
+		g.Peers = append(g.Peers, nft.Joined{Cable: cableName(p.VNI), Prefixes: p.Prefixes})
+	}
 	out := d.upstream()
-	if r.Net.Egress == driver.EgressNone || out == nil || !d.plan.outside.IsValid() {
+	if way {
+		g.Way, g.Direct, g.Published = wayName, len(door.Direct) > 0, r.entrances()
+	}
+	if r.Net.Egress != driver.EgressNAT || out == nil || !d.plan.outside.IsValid() {
 		if err := nft.SetGate(n.ns.FD(), g); err != nil {
 			return err
 		}
@@ -488,6 +524,9 @@ func (n *network) remove(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := n.closeWay(); err != nil {
+		return err
+	}
 	ns, err := netlink.OpenNamespace(d.nsFile(r.Net.VNI))
 	if err == nil {
 		err = deleteLinks(ns)
@@ -506,13 +545,16 @@ func (n *network) remove(ctx context.Context) error {
 	return removeFile(d.recordFile(r.Net.VNI)) // last: it names the rest
 }
 
-// deleteLinks removes switch and tunnel, so that they are gone although somebody holds the namespace.
+// deleteLinks removes switch, tunnel and cables, so that they are gone although somebody holds the namespace.
 func deleteLinks(ns *netlink.Namespace) error {
 	h, err := netlink.OpenAt(ns)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
+	if err := cutCables(h, nil); err != nil {
+		return err
+	}
 	for _, name := range []string{tunnelName, switchName} {
 		l, err := h.Link(name)
 		if err == nil {

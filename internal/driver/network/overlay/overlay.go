@@ -60,6 +60,8 @@ type Driver struct {
 	nets   map[uint32]*network
 	ways   map[uint32]netip.Addr // of networks' cables to the host
 	arrive map[uint32][]nft.Floating
+	doors  map[uint32]nft.Door // networks that go out otherwise
+	wrote  bool                // the rules of doors are in the packet filter
 }
 
 var (
@@ -77,7 +79,7 @@ func New(d driver.Deps, c Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{plan: p, run: d.Run, clock: d.Clock, log: d.Log, next: firstIndex, nets: map[uint32]*network{}, ways: map[uint32]netip.Addr{}}, nil
+	return &Driver{plan: p, run: d.Run, clock: d.Clock, log: d.Log, next: firstIndex, nets: map[uint32]*network{}, ways: map[uint32]netip.Addr{}, doors: map[uint32]nft.Door{}}, nil
 }
 
 // Through says by which network of the host the others reach what is outside.
@@ -181,6 +183,9 @@ func (d *Driver) open() error {
 		d.next = max(d.next, r.Index+1)
 		if r.Uplink.IsValid() {
 			d.ways[r.Net.VNI] = r.Uplink
+		}
+		if r.Door != nil {
+			d.doors[r.Net.VNI] = *r.Door
 		}
 		for _, w := range r.Wires {
 			d.next = max(d.next, w.Index+1)
@@ -502,6 +507,9 @@ func (d *Driver) Reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.mu.Lock()
+	d.wrote = len(d.doors) == 0 // others may have flushed them
+	d.mu.Unlock()
 	for _, n := range all {
 		if err := n.reconcile(ctx); err != nil {
 			return fmt.Errorf("network %s: %w", n.record.Net.Ref, err)
@@ -533,5 +541,5 @@ func (d *Driver) Teardown(ctx context.Context) error {
 		d.wall.Close()
 		d.wall, d.host = nil, nil
 	}
-	return errors.Join(bpf.Remove(d.pins()), os.RemoveAll(d.dir()), removeFile(d.probed()))
+	return errors.Join(d.forwardBack(), bpf.Remove(d.pins()), os.RemoveAll(d.dir()), removeFile(d.probed()))
 }

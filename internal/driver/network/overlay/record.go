@@ -24,6 +24,7 @@ type record struct {
 	Net    driver.Net `json:"net"`
 	Index  int        `json:"index"`           // of the switch
 	Uplink netip.Addr `json:"uplink,omitzero"` // of the cable to the host
+	Door   *nft.Door  `json:"door,omitempty"`  // the way beside that cable
 	Wires  []*wire    `json:"wires,omitempty"` //
 	// Floating addresses that arrive here; To is the instance.
 	Floating []nft.Floating `json:"floating,omitempty"`
@@ -31,31 +32,22 @@ type record struct {
 
 // wire is an instance's cable.
 type wire struct {
-	ID    string         `json:"id"`   // of the instance
-	Name  string         `json:"name"` // inside
-	Ref   api.Ref        `json:"ref"`
-	Index int            `json:"index"`
-	MAC   [6]byte        `json:"mac"`
-	Addrs []netip.Prefix `json:"addrs"`
-	Ports []api.Port     `json:"ports,omitempty"` // those that are published
-	NetNS string         `json:"netns,omitempty"` // of the instance
-	Up    bool           `json:"up,omitempty"`    // was attached
-	To    api.Band       `json:"to,omitzero"`     // what comes
-	From  api.Band       `json:"from,omitzero"`   // what is sent
-	Most  bpf.Limits     `json:"most,omitzero"`   // connections and packets
+	ID     string         `json:"id"`   // of the instance
+	Name   string         `json:"name"` // inside
+	Ref    api.Ref        `json:"ref"`
+	Index  int            `json:"index"`
+	MAC    [6]byte        `json:"mac"`
+	Addrs  []netip.Prefix `json:"addrs"`
+	Ports  []api.Port     `json:"ports,omitempty"`  // those that are published
+	NetNS  string         `json:"netns,omitempty"`  // of the instance
+	Up     bool           `json:"up,omitempty"`     // was attached
+	To     api.Band       `json:"to,omitzero"`      // what comes
+	From   api.Band       `json:"from,omitzero"`    // what is sent
+	Most   bpf.Limits     `json:"most,omitzero"`    // connections and packets
+	Behind []netip.Prefix `json:"behind,omitempty"` // what it is the next hop to, as the wall was told
 }
 
 func (w *wire) key() string { return w.ID + " " + w.Name }
-
-// four is the wire's IPv4 address; the zero Addr when it has none.
-func (w *wire) four() netip.Addr {
-	for _, a := range w.Addrs {
-		if a.Addr().Is4() {
-			return a.Addr()
-		}
-	}
-	return netip.Addr{}
-}
 
 // entrances are the published ports of all wires, for the gate.
 func (r *record) entrances() []nft.Entrance {
@@ -66,7 +58,9 @@ func (r *record) entrances() []nft.Entrance {
 			if p.EffectiveProtocol() == "udp" {
 				proto = 17
 			}
-			out = append(out, nft.Entrance{Proto: proto, Port: p.Publish, To: netip.AddrPortFrom(w.four(), p.Port)})
+			for _, a := range w.Addrs {
+				out = append(out, nft.Entrance{Proto: proto, Port: p.Publish, To: netip.AddrPortFrom(a.Addr(), p.Port)})
+			}
 		}
 	}
 	return out

@@ -50,6 +50,9 @@ func (n *network) attach(ctx context.Context, ns *netlink.Namespace, w *wire, fi
 		return err
 	}
 	w.Up = true
+	if err := n.forwards(w); err != nil {
+		return err
+	}
 	if err := n.d.save(n.record); err != nil {
 		return err
 	}
@@ -96,12 +99,16 @@ func (n *network) wallUp(w *wire) error {
 }
 
 func (n *network) setPort(w *wire) error {
-	p := bpf.Port{VNI: n.record.Net.VNI, MAC: w.MAC, Limits: w.Most}
+	w.Behind = n.behind(w)
+	p := bpf.Port{VNI: n.record.Net.VNI, MAC: w.MAC, Limits: w.Most, Behind: w.Behind}
 	for _, a := range w.Addrs {
 		p.Addrs = append(p.Addrs, a.Addr())
-		p.Identity, p.Policy = n.members[a.Addr()].Identity, n.policies[a.Addr()]
+		p.Identity, p.Policy = uint16(n.members[a.Addr()].Identity), n.policies[a.Addr()] //nolint:gosec // an own member's: 16 bits
 	}
-	return n.d.wall.SetPort(w.Index, p)
+	if err := n.d.wall.SetPort(w.Index, p); err != nil {
+		return err
+	}
+	return n.forwards(w)
 }
 
 // fortify puts the wall of this life on a wire that is there. The tables it looks up are those it had.

@@ -20,6 +20,28 @@ static __always_inline int multicast(const struct ip *a)
 	return (a->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
 
+/* behind: routes say that the address is behind the port. Their prefixes are among the others, under the
+ * port's own number instead of a network's, which has fewer bits. */
+static __always_inline int behind(struct port *pt, __u32 ifindex, const struct ip *a)
+{
+	struct prefix_key k;
+
+	if (!(pt->flags & HOP))
+		return 0;
+	k.bits = 160;
+	k.vni = 1u << 31 | ifindex;
+	k.addr = *a;
+	return bpf_map_lookup_elem(&prefixes, &k) != 0;
+}
+
+static __always_inline int behind4(struct port *pt, __u32 ifindex, __u32 addr4)
+{
+	struct ip a;
+
+	mapped(&a, addr4);
+	return addr4 && behind(pt, ifindex, &a);
+}
+
 static __always_inline struct station *station_of(struct port *pt, const struct ip *a)
 {
 	struct member_key m;

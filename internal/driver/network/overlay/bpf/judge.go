@@ -16,6 +16,8 @@ type Question struct {
 	Ifindex   int
 	Direction Direction
 	Remote    netip.Addr
+	// Unbidden: it comes from outside to the port's own address, which nobody published.
+	Unbidden bool
 	// Identity the other side's packets carry, for Ingress; 0: the one its address has
 	// among the members, or that of what is outside.
 	Identity uint16
@@ -48,7 +50,13 @@ func (w *Wall) Judge(q Question) (Verdict, error) {
 	if err != nil {
 		return Verdict{}, err
 	}
+	if peer == driver.IdentityNone {
+		return Verdict{}, nil
+	}
 	v, err := w.ask(p.Set[q.Direction&1], peer, q)
+	if v.Set == 0 && q.Direction == Ingress && (driver.Foreign(peer) || q.Unbidden) {
+		v.Allowed = false
+	}
 	if err != nil || p.Dry[q.Direction&1] == 0 {
 		return v, err
 	}
@@ -62,12 +70,16 @@ func (w *Wall) number(vni uint32, a netip.Addr, known uint32, d Direction) (uint
 	if d == Egress {
 		known = 0 // what it is sent to carries nothing
 	}
-	if known != 0 && known != driver.IdentityOutside {
+	if known != 0 && known != driver.IdentityOutside && known != driver.IdentityPeer {
 		return known, nil
 	}
 	var id uint32
-	if known == 0 {
-		if ok, err := lookup(w.wallMaps.Members, "members", memberKey{VNI: vni, Addr: wire(a)}, &id); ok || err != nil {
+	if known != driver.IdentityOutside {
+		ok, err := lookup(w.wallMaps.Members, "members", memberKey{VNI: vni, Addr: wire(a)}, &id)
+		if known == driver.IdentityPeer && id < driver.FirstPeer {
+			return driver.IdentityNone, err
+		}
+		if ok || err != nil {
 			return id, err
 		}
 	}

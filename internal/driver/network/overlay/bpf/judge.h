@@ -29,6 +29,7 @@ struct pkt {
 	__u8 fragmented, icmp_error;
 	__u32 l4;      /* offset of the header after IP */
 	__u32 frag_id;
+	__u32 unbidden; /* its mark said so; it is ID_OUTSIDE then */
 	__u32 theirs;  /* an echo that the other side asked for: 256, beside the protocol in the key */
 };
 
@@ -153,16 +154,18 @@ static __noinline int dropped(struct __sk_buff *skb, const struct note *n)
 	return SHOT;
 }
 
-/* number is who an address belongs to, seen from a network. */
+/* number is who an address belongs to, seen from a network; 0: it came by a peering, and nobody there has it. */
 static __always_inline __u32 number(__u32 vni, const struct ip *a, __u32 known)
 {
 	struct prefix_key p;
 	__u32 *id;
 
-	if (!known) {
+	if (!known || known == ID_PEER) {
 		struct member_key m = {.vni = vni, .addr = *a};
 
 		id = bpf_map_lookup_elem(&members, &m);
+		if (known)
+			return id && *id >= FIRST_PEER ? *id : 0;
 		if (id)
 			return *id;
 	} else if (known != ID_OUTSIDE) {
@@ -173,6 +176,12 @@ static __always_inline __u32 number(__u32 vni, const struct ip *a, __u32 known)
 	p.addr = *a;
 	id = bpf_map_lookup_elem(&prefixes, &p);
 	return id ? *id : ID_OUTSIDE;
+}
+
+/* carried is the mark with which packets of a number come. */
+static __always_inline __u32 carried(__u32 number)
+{
+	return number >= FIRST_PEER ? ID_PEER : number >= FIRST_PREFIX ? ID_OUTSIDE : number;
 }
 
 #define YES (1ull << 32)
@@ -257,6 +266,10 @@ static __noinline int fresh(struct __sk_buff *skb, struct port *pt, const struct
 	v->rule = 0;
 	v->tell = 0;
 	v->peer = number(pt->vni, remote, dir ? p->mark : 0);
+	if (!v->peer)
+		return NO_IDENTITY;
+	if (!set && dir && (v->peer >= FIRST_FOREIGN || p->unbidden))
+		return INGRESS;
 	if (set) {
 		yes = allowed(set, v->peer, p->proto, p->asked);
 		if (!yes)
@@ -316,8 +329,10 @@ static __noinline int again(struct port *pt, const struct pkt *p, const struct i
 	else
 		v->peer = p->dir ? number(pt->vni, remote, p->mark) : f->peer;
 	v->rule = 0;
+	if (!v->peer)
+		return NO_IDENTITY;
 	if (!set)
-		return ALLOWED;
+		return dir && (v->peer >= FIRST_FOREIGN || (f->state & UNBIDDEN)) ? INGRESS : ALLOWED;
 	yes = allowed(set, v->peer, p->proto, asked);
 	v->rule = yes;
 	return yes ? ALLOWED : dir ? INGRESS : EGRESS;
@@ -350,7 +365,7 @@ static __always_inline int known(struct port *pt, struct flow *f, const struct p
 		return ABSENT; /* its ports are used once more */
 	if (f->epoch != (f->dir & 1 ? pt->epoch[TO] : pt->epoch[FROM]))
 		return STALE;
-	if (p->dir == TO && p->mark != (f->peer >= FIRST_PREFIX ? ID_OUTSIDE : f->peer))
+	if (p->dir == TO && p->mark != carried(f->peer))
 		return STALE; /* the address has another owner, or he has other labels */
 	return KNOWN;
 }
@@ -404,6 +419,6 @@ static __always_inline void begin(struct flow *f, struct port *pt, const struct 
 	f->epoch = p->dir ? pt->epoch[TO] : pt->epoch[FROM];
 	f->life = pt->life;
 	f->dir = p->dir;
-	f->state = 0;
+	f->state = p->unbidden && p->dir ? UNBIDDEN : 0;
 	__builtin_memset(f->pad, 0, sizeof(f->pad));
 }

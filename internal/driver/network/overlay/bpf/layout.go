@@ -15,6 +15,7 @@ const (
 
 	flagLimited = 1
 	flagHas6    = 2
+	flagHop     = 4
 )
 
 type portValue struct {

@@ -14,7 +14,11 @@
 
 #define ID_HOST 1
 #define ID_OUTSIDE 2
+#define ID_PEER 3 /* of a peered network: in marks only, the number is found by the address */
+#define ID_UNBIDDEN 4 /* in marks only: outside, and to an address of the network's own that nobody published */
 #define FIRST_PREFIX 65536
+#define FIRST_PEER (1u << 31)
+#define FIRST_FOREIGN (3u << 30) /* of another tenant's: reaches nobody without a rule */
 
 /* Why a packet was dropped. Only add at the end, and name it in reasons (types.go). */
 enum reason {
@@ -48,6 +52,7 @@ struct ip { /* an IPv4 address is mapped: ::ffff:a.b.c.d */
 
 #define LIMITED 1
 #define HAS6 2
+#define HOP 4 /* it is the next hop of routes: see behind */
 
 struct port {
 	__u32 vni;
@@ -80,6 +85,7 @@ struct key6 {
 #define FIN_FROM 2
 #define FIN_TO 4
 #define RESET 8
+#define UNBIDDEN 16   /* it was begun by ID_UNBIDDEN */
 #define NO_ENTRY 0x80 /* only on the way to a decision: not to be remembered */
 
 struct flow {

@@ -125,10 +125,37 @@ func (w *Wall) SetPort(ifindex int, p Port) error {
 	if err := w.makeTally(uint32(ifindex)); err != nil {
 		return err
 	}
+	if err := w.setBehind(ifindex, p.Behind, old.Flags&flagHop != 0); err != nil {
+		return err
+	}
 	if err := w.wallMaps.Ports.Put(uint32(ifindex), v); err != nil {
 		return full(w.wallMaps.Ports, "ports", err)
 	}
 	return nil
+}
+
+// portNumber is what the prefixes behind a port are kept under: no network has such a number.
+func portNumber(ifindex int) uint32 { return 1<<31 | uint32(ifindex) } //nolint:gosec // an index
+
+// setBehind makes these the prefixes behind a port. had: there may be some.
+func (w *Wall) setBehind(ifindex int, ps []netip.Prefix, had bool) error {
+	if len(ps) == 0 && !had {
+		return nil
+	}
+	at := portNumber(ifindex)
+	have, err := w.Prefixes(at)
+	if err != nil {
+		return err
+	}
+	put := map[netip.Prefix]uint32{}
+	for _, p := range ps {
+		put[p] = driver.FirstPrefix // who it is, is asked of the network's own prefixes
+		delete(have, p)
+	}
+	if err := w.DropPrefixes(at, slices.Collect(maps.Keys(have))); err != nil {
+		return err
+	}
+	return w.PutPrefixes(at, put)
 }
 
 // SetPolicy points a port to other sets in one step and has its flows judged again.
@@ -198,6 +225,11 @@ func (w *Wall) nextLife() (uint32, error) {
 func (w *Wall) DropPort(ifindex int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if v, err := w.portValue(ifindex); err == nil {
+		if err := w.setBehind(ifindex, nil, v.Flags&flagHop != 0); err != nil {
+			return err
+		}
+	}
 	for _, m := range []*ebpf.Map{w.wallMaps.Ports, w.wallMaps.Limits, w.wallMaps.Tallies} {
 		if err := m.Delete(uint32(ifindex)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("drop port %d: %w", ifindex, err)
@@ -320,7 +352,7 @@ func (w *Wall) PutMembers(vni uint32, ms []driver.Member) error {
 			return errs.InvalidFields("member", []errs.Field{{Field: "addr, identity", Value: fmt.Sprintf("%s, %d", m.Addr, m.Identity), Rule: "must be an address and an identity that is not 0", Example: "10.1.0.5, 256"}})
 		}
 		ks = append(ks, memberKey{VNI: vni, Addr: wire(m.Addr)})
-		vs = append(vs, uint32(m.Identity))
+		vs = append(vs, m.Identity)
 		if m.MAC != [6]byte{} {
 			at, stations = append(at, memberKey{VNI: vni, Addr: wire(m.Addr)}), append(stations, station{MAC: m.MAC})
 		}
@@ -344,11 +376,11 @@ func (w *Wall) DropMembers(vni uint32, as []netip.Addr) error {
 }
 
 // Members are the addresses of a network and whose they are, the gateway's included.
-func (w *Wall) Members(vni uint32) (map[netip.Addr]uint16, error) {
-	out := map[netip.Addr]uint16{}
+func (w *Wall) Members(vni uint32) (map[netip.Addr]uint32, error) {
+	out := map[netip.Addr]uint32{}
 	err := each(w.wallMaps.Members, "members", func(k memberKey, id uint32) bool {
 		if k.VNI == vni {
-			out[unmap(k.Addr)] = uint16(id)
+			out[unmap(k.Addr)] = id
 		}
 		return true
 	})

@@ -100,6 +100,7 @@ type Port struct {
 	Identity uint16       // driver.FirstIdentity or above
 	Policy   driver.Policy
 	Limits   Limits
+	Behind   []netip.Prefix // it is the next hop to these: it may send and receive for them, as somebody outside
 }
 
 // Limits are of one port and each direction; 0: none.
@@ -148,6 +149,9 @@ func (p Port) value() portValue {
 	}
 	if p.Limits != (Limits{}) {
 		v.Flags |= flagLimited
+	}
+	if len(p.Behind) > 0 {
+		v.Flags |= flagHop
 	}
 	v.Set = [2]uint32{p.Policy.Egress, p.Policy.Ingress}
 	v.Dry = [2]uint32{p.Policy.EgressDry, p.Policy.IngressDry}

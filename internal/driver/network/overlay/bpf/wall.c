@@ -101,7 +101,7 @@ static __always_inline int lives(struct port *pt, struct flow *f, struct pkt *q)
 {
 	if (!f)
 		return NO_FLOW;
-	q->mark = f->peer >= FIRST_PREFIX ? ID_OUTSIDE : f->peer; /* who reports an error is not who is spoken to */
+	q->mark = carried(f->peer); /* who reports an error is not who is spoken to */
 	return known(pt, f, q) == KNOWN ? ALLOWED : NO_FLOW;
 }
 
@@ -266,7 +266,9 @@ static __always_inline int wall4(struct __sk_buff *skb, struct port *pt, struct 
 	if (len < 20 + (off & 0x1fff ? 0 : l4_size(p->proto)) && skb->len <= 0xffff)
 		return SHORT;
 	if (dir == FROM) {
-		if (k.local != pt->addr4 || !k.local) {
+		if ((k.local != pt->addr4 || !k.local) && behind4(pt, p->ifindex, k.local)) {
+			skb->cb[0] = 1; /* it speaks for somebody beyond */
+		} else if (k.local != pt->addr4 || !k.local) {
 			if (k.local || k.remote != 0xffffffff || off || p->proto != UDP || far(skb, p) || p->lport != 68 || p->rport != 67)
 				return SOURCE;
 			return ALLOWED;
@@ -278,7 +280,7 @@ static __always_inline int wall4(struct __sk_buff *skb, struct port *pt, struct 
 			if ((void *)(h + 1) <= end && h->a == bpf_htons(67) && h->b == bpf_htons(68))
 				return ALLOWED;
 		}
-		if (!one || k.local != pt->addr4 || !k.local)
+		if (!one || ((k.local != pt->addr4 || !k.local) && !behind4(pt, p->ifindex, k.local)))
 			return DESTINATION;
 		if (!p->mark)
 			return NO_IDENTITY;
@@ -348,7 +350,9 @@ static __always_inline int wall6(struct __sk_buff *skb, struct port *pt, struct 
 			return nd(skb, pt, p, &k);
 	}
 	if (dir == FROM) {
-		if (!own6(pt, &k.local)) {
+		if (!own6(pt, &k.local) && behind(pt, p->ifindex, &k.local)) {
+			skb->cb[0] = 1;
+		} else if (!own6(pt, &k.local)) {
 			if (!link_local(&k.local) || k.remote.w[0] != bpf_htonl(0xff020000) || k.remote.w[1] || k.remote.w[2] != 0 ||
 			    k.remote.w[3] != bpf_htonl(0x00010002) || p->proto != UDP || far(skb, p) || p->lport != 546 || p->rport != 547)
 				return SOURCE;
@@ -361,7 +365,7 @@ static __always_inline int wall6(struct __sk_buff *skb, struct port *pt, struct 
 			if ((void *)(h + 1) <= end && h->a == bpf_htons(547) && h->b == bpf_htons(546))
 				return ALLOWED;
 		}
-		if (!one || !own6(pt, &k.local))
+		if (!one || (!own6(pt, &k.local) && !behind(pt, p->ifindex, &k.local)))
 			return DESTINATION;
 		if (is_mapped(&k.remote) || multicast(&k.remote))
 			return SOURCE;
@@ -438,6 +442,9 @@ static __always_inline int look(struct __sk_buff *skb, struct port *pt, const in
 	p.ifindex = skb->ifindex;
 	p.now = clock_now();
 	p.mark = skb->mark & 0xffff;
+	p.unbidden = p.mark == ID_UNBIDDEN;
+	if (p.unbidden)
+		p.mark = ID_OUTSIDE;
 	p.dir = dir;
 	p.begins = 1;
 	p.fragmented = 0;
@@ -474,12 +481,13 @@ int atoll_from(struct __sk_buff *skb)
 
 	if (!pt)
 		return refuse(skb, 0, FROM, NO_PORT);
+	skb->cb[0] = 0;
 	r = look(skb, pt, FROM);
 	if (r == ANSWER)
 		return answer(skb, pt);
 	if (r)
 		return refuse(skb, pt->vni, FROM, r);
-	skb->mark = pt->identity;
+	skb->mark = skb->cb[0] ? ID_OUTSIDE : pt->identity;
 	return PASS;
 }
 
@@ -508,6 +516,8 @@ int atoll_host(struct __sk_buff *skb)
 	__u16 type = 0;
 	__u32 src;
 
+	if (skb->mark == ID_PEER || skb->mark == ID_UNBIDDEN) /* says the gate, which knows by which cable it came */
+		return PASS;
 	skb->mark = 0; /* of a device that nobody has told of, nothing is known */
 	if (!d)
 		return PASS;

@@ -1,0 +1,96 @@
+package pool
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+
+	"atoll/api"
+	"atoll/internal/cli/render"
+	"atoll/internal/cli/verb"
+	"atoll/internal/errs"
+	"atoll/internal/store"
+)
+
+func peerVerbs() []verb.Def {
+	return []verb.Def{
+		{Use: "peer NETWORK OTHER", Min: 2, Max: 2, Short: "Join two networks: their instances can reach each other",
+			Long:    "OTHER is a network of the tenant, or TENANT/NETWORK. Between two tenants both sides have to say it; until then nothing is\njoined, and nothing is told of the other side. What another tenant's instances may begin is up to security groups: without\none that allows it, nothing. Networks with addresses in common cannot be joined.",
+			Example: "  atoll network peer main back\n  atoll network peer main lab/main\n  atoll get peerings -o wide", Run: peer, Complete: completeNetwork},
+		{Use: "unpeer NETWORK OTHER", Min: 2, Max: 2, Short: "Part two networks, at once", Long: "What goes on between them ends, too. Between two tenants either side can do it.",
+			Example: "  atoll network unpeer main lab/main", Run: unpeer, Complete: completeNetwork},
+	}
+}
+
+func completeNetwork(ctx context.Context, c *verb.Call, _ string) []string {
+	return c.NamesOf(ctx, api.KindNetwork)
+}
+
+func peeringOf(ctx context.Context, c *verb.Call) (*api.Peering, error) {
+	tenant, err := c.Tenant(ctx)
+	if err != nil {
+		return nil, err
+	}
+	other := strings.TrimPrefix(c.Args[1], tenant+"/")
+	return &api.Peering{Head: api.Head{K: api.KindPeering, Meta: api.Meta{Name: peeringName(c.Args[0], other), Tenant: tenant}}, Spec: api.PeeringSpec{Network: c.Args[0], Peer: other}}, nil
+}
+
+// peeringName says the two networks, as far as a name can hold them.
+func peeringName(network, other string) string {
+	name := network + "--" + strings.ReplaceAll(other, "/", "-")
+	if len(name) > 63 {
+		h := sha256.Sum256([]byte(name))
+		name = name[:46] + "-" + hex.EncodeToString(h[:8])
+	}
+	return name
+}
+
+func peer(ctx context.Context, c *verb.Call) error {
+	p, err := peeringOf(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := createAndSay(ctx, c, p); err != nil {
+		return err
+	}
+	if _, other := p.Ends(); other.Tenant != p.Tenant {
+		c.Say("it is in force when tenant %s says so, too: atoll network peer %s %s/%s --tenant %s", other.Tenant, other.Name, p.Tenant, p.Spec.Network, other.Tenant)
+	}
+	return nil
+}
+
+func unpeer(ctx context.Context, c *verb.Call) error {
+	want, err := peeringOf(ctx, c)
+	if err != nil {
+		return err
+	}
+	own, other := want.Ends()
+	all, err := verb.List[*api.Peering](ctx, c, api.Selector{Kind: api.KindPeering, Tenant: want.Tenant})
+	if err != nil {
+		return err
+	}
+	cl, err := c.Server()
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, p := range all {
+		a, b := p.Ends()
+		// Between networks of one tenant either may have been named first.
+		if a != own || b != other {
+			if a != other || b != own {
+				continue
+			}
+		}
+		if err := cl.Delete(ctx, api.RefOf(p), store.Any); err != nil && errs.KindOf(err) != errs.NotFound {
+			return err
+		}
+		found = true
+		c.Say("%s deleted", render.ShortRef(p))
+	}
+	if !found {
+		return errs.New(errs.NotFound, "network %s of tenant %s is not peered with %s", want.Spec.Network, want.Tenant, want.Spec.Peer).WithHint("atoll get peerings --tenant %s lists those there are", want.Tenant)
+	}
+	return nil
+}
