@@ -186,9 +186,11 @@ type NetAsk struct {
 	Local   string `json:"local,omitempty"`
 	Remote  string `json:"remote,omitempty"`
 	Ingress bool   `json:"ingress,omitempty"`
-	Proto   uint8  `json:"proto,omitempty"`
-	Port    uint16 `json:"port,omitempty"` // for ICMP type<<8 | code
-	Echo    bool   `json:"echo,omitempty"` // reach: the walls let echoes pass
+	// Unbidden: from outside, to an address that is known there and that nobody published.
+	Unbidden bool   `json:"unbidden,omitempty"`
+	Proto    uint8  `json:"proto,omitempty"`
+	Port     uint16 `json:"port,omitempty"` // for ICMP type<<8 | code
+	Echo     bool   `json:"echo,omitempty"` // reach: the walls let echoes pass
 	// flows, follow and log: "" is any.
 	Tenant   string `json:"tenant,omitempty"`
 	Network  string `json:"network,omitempty"`

@@ -32,9 +32,9 @@ func NewGroups(d Deps) *Groups {
 // Name is "security groups".
 func (c *Groups) Name() string { return "security groups" }
 
-// Watches groups, and networks, which groups name.
+// Watches groups, and networks and peerings, which groups name.
 func (c *Groups) Watches() []api.Selector {
-	return []api.Selector{{Kind: api.KindNetwork}, {Kind: api.KindSecurityGroup}}
+	return []api.Selector{{Kind: api.KindNetwork}, {Kind: api.KindSecurityGroup}, {Kind: api.KindPeering}}
 }
 
 // Owns the status of groups.
@@ -63,9 +63,18 @@ func (c *Groups) look(ctx context.Context, s store.Store, tenant string) error {
 	if err != nil {
 		return fmt.Errorf("list networks: %w", err)
 	}
+	peerings, _, err := store.List[*api.Peering](ctx, s, api.Selector{Kind: api.KindPeering})
+	if err != nil {
+		return fmt.Errorf("list peerings: %w", err)
+	}
+	peered := api.Peered(peerings)
 	for _, n := range networks {
 		ref := segment.Net{Tenant: n.Tenant, Name: n.Name}
-		w.Networks[ref] = &segment.Network{Net: ref, Prefixes: n.Spec.Prefixes(), Closed: n.Spec.Closed()}
+		x := &segment.Network{Net: ref, Prefixes: n.Spec.Prefixes(), Closed: n.Spec.Closed(), Direct: n.Spec.Egress == "direct"}
+		for _, p := range peered[api.RefOf(n)] {
+			x.Peers = append(x.Peers, segment.Net{Tenant: p.Tenant, Name: p.Name})
+		}
+		w.Networks[ref] = x
 	}
 	groups, _, err := store.List[*api.SecurityGroup](ctx, s, api.Selector{Kind: api.KindSecurityGroup, Tenant: tenant})
 	if err != nil {

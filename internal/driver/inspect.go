@@ -63,6 +63,7 @@ type Question struct {
 	VNI           uint32
 	Local, Remote netip.Addr
 	Ingress       bool // Remote begins
+	Unbidden      bool // from outside, to an address that is known there and that nobody published
 	Proto         uint8
 	Port          uint16 // the destination's; for ICMP type<<8 | code
 }

@@ -201,7 +201,7 @@ func (f *Fabric) judge(ask api.NetAsk) (api.NetHop, error) {
 	if err != nil {
 		return hop, err
 	}
-	v, err := i.Judge(driver.Question{VNI: ask.VNI, Local: local, Remote: remote, Ingress: ask.Ingress, Proto: ask.Proto, Port: ask.Port})
+	v, err := i.Judge(driver.Question{VNI: ask.VNI, Local: local, Remote: remote, Ingress: ask.Ingress, Unbidden: ask.Unbidden, Proto: ask.Proto, Port: ask.Port})
 	if err != nil {
 		return hop, err
 	}

@@ -58,7 +58,10 @@ func (p *peers) agree(t *testing.T) {
 	for _, tenant := range []string{"red", "blue"} {
 		eventually(t, "they are joined", func() (bool, string) { out := p.state(t, tenant); return strings.Contains(out, "Ready"), out })
 	}
-	// By itself that lets nobody in.
+	// By itself that lets nobody in, and it is said why.
+	if out, err := p.Do("net", "why", "red/web", "blue/db:80"); err == nil || !strings.Contains(out, "denied: ") || !strings.Contains(out, "peering red/main - blue/main") {
+		t.Errorf("why: %v\n%s", err, out)
+	}
 	for from, to := range map[string]string{"red/web": "blue/db", "blue/db": "red/web"} {
 		tenant, name, _ := strings.Cut(from, "/")
 		if got := p.ask(tenant, name, p.addr[to]); got != "" {
@@ -80,6 +83,11 @@ spec:
 	})
 	if got := p.ask("blue", "db", p.addr["red/web"]); got != "" {
 		t.Errorf("the other way nothing is allowed: %q", got)
+	}
+	for _, to := range []string{"blue/db:80", p.addr["blue/db"] + ":80"} {
+		if out := p.do(t, "net", "why", "red/web", to); !strings.Contains(out, "allowed by SecurityGroup blue/for-red, ingress rule 1") || strings.Contains(out, "judged by what is written") {
+			t.Errorf("why %s:\n%s", to, out)
+		}
 	}
 }
 

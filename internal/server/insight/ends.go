@@ -166,7 +166,7 @@ func (e *end) vni() uint32 {
 }
 
 // settle finds what an end that is no instance means as seen from a network.
-func (a *Asker) settle(ctx context.Context, e, other *end) error {
+func (a *Asker) settle(ctx context.Context, p *path, e, other *end) error {
 	if e.ep != nil || e.hidden || other.ep == nil {
 		return nil
 	}
@@ -206,10 +206,39 @@ func (a *Asker) settle(ctx context.Context, e, other *end) error {
 		}
 		return a.owner(ctx, e, n)
 	}
+	if e.Place == "" && len(e.addrs) > 0 {
+		if done, err := a.peer(ctx, p, e, n); done || err != nil {
+			return err
+		}
+	}
 	if e.Place == "" {
 		e.Place = api.PlaceOutside
 	}
 	return nil
+}
+
+// peer finds who on a network that is joined with n has e's address.
+func (a *Asker) peer(ctx context.Context, p *path, e *end, n *api.Network) (bool, error) {
+	for _, ref := range p.peered[api.RefOf(n)] {
+		o, err := store.Get[*api.Network](ctx, a.Store, ref)
+		if errors.Is(err, errs.NotFound) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		if !slices.ContainsFunc(o.Spec.Prefixes(), func(x netip.Prefix) bool { return x.Contains(e.addrs[0]) }) {
+			continue
+		}
+		if !a.sees(ref.Tenant) {
+			e.Tenant, e.Network = ref.Tenant, ref.Name
+			e.note = "what " + ref.Tenant + "/" + ref.Name + " says is for tenant " + ref.Tenant + " to see: this side is judged alone"
+			return true, nil
+		}
+		p.across = true
+		return true, a.owner(ctx, e, o)
+	}
+	return false, nil
 }
 
 // owner finds the instance with an address of a network.

@@ -199,7 +199,7 @@ func (a *Asker) namer(ctx context.Context, by string, list []*api.Endpoint) (fun
 			tenants[e.Tenant] = true
 		}
 		var err error
-		if w, err = a.world(ctx, slices.Collect(maps.Keys(tenants))...); err != nil {
+		if w, err = a.world(ctx, nil, slices.Collect(maps.Keys(tenants))...); err != nil {
 			return nil, err
 		}
 	}

@@ -20,6 +20,8 @@ import (
 type path struct {
 	query
 	from, to *end
+	peered   map[api.Ref][]api.Ref // networks that are joined
+	across   bool                  // the ends are on different ones of these
 	v        api.NetVerdict
 	decided  bool // before any wall
 }
@@ -51,6 +53,11 @@ func (a *Asker) path(ctx context.Context, values url.Values) (*path, error) {
 		return nil, err
 	}
 	p := &path{query: q}
+	peerings, _, err := store.List[*api.Peering](ctx, a.Store, api.Selector{Kind: api.KindPeering})
+	if err != nil {
+		return nil, err
+	}
+	p.peered = api.Peered(peerings)
 	if p.from, err = a.find(ctx, q.from); err != nil {
 		return nil, err
 	}
@@ -64,7 +71,7 @@ func (a *Asker) path(ctx context.Context, values url.Values) (*path, error) {
 		return nil, errs.InvalidFields("question", []errs.Field{{Field: "from", Value: clip(q.from), Rule: "or to must be an instance on a tenant's network", Example: "web"}})
 	}
 	p.meet()
-	if err := errors.Join(a.settle(ctx, p.from, p.to), a.settle(ctx, p.to, p.from)); err != nil {
+	if err := errors.Join(a.settle(ctx, p, p.from, p.to), a.settle(ctx, p, p.to, p.from)); err != nil {
 		return nil, err
 	}
 	p.v.From, p.v.To, p.v.Protocol, p.v.Port = p.from.NetEnd, p.to.NetEnd, api.ProtocolWord(q.proto), q.port
@@ -100,7 +107,12 @@ func (p *path) meet() {
 		if f.hidden {
 			seen, other = t, f
 		}
-		// Nothing is looked up of the other: not even whether it exists.
+		// Nothing is looked up of the other: not even whether it exists. What this side has agreed to, it knows.
+		if at := p.joinedWith(seen, other.Tenant); at.Name != "" {
+			p.decide(fmt.Sprintf("not known: %s/%s is peered with %s/%s, but you may not see instances of tenant %s", seen.Tenant, seen.Network, at.Tenant, at.Name, at.Tenant),
+				"ask by an address: what this side's wall says of it is yours to see")
+			return
+		}
 		p.decide(fmt.Sprintf("denied: different tenants, and no peering between %s/%s and tenant %s that you may see", seen.Tenant, seen.Network, other.Tenant), "")
 	case f.ep == nil || t.ep == nil:
 	case f.Tenant == t.Tenant:
@@ -110,17 +122,53 @@ func (p *path) meet() {
 				return
 			}
 		}
-		if t.on(""); p.network == "" {
+		if t.on(""); p.network == "" && !p.cross() {
 			p.decide(fmt.Sprintf("denied: %s is on network %s/%s, %s on %s/%s, and there is no peering between the two", f.NetEnd, f.Tenant, f.Network, t.NetEnd, t.Tenant, t.Network),
-				"put both on one network")
+				fmt.Sprintf("put both on one network, or join the two: atoll network peer %s %s --tenant %s", f.Network, t.Network, f.Tenant))
 		}
-	default:
+	case !p.cross():
 		p.decide(fmt.Sprintf("denied: different tenants, and no peering between %s/%s and %s/%s", f.Tenant, f.Network, t.Tenant, t.Network), "")
 	}
 }
 
+// cross finds two networks of the ends that are joined, and settles on these.
+func (p *path) cross() bool {
+	for _, x := range p.from.ep.Spec.Interfaces {
+		for _, y := range p.to.ep.Spec.Interfaces {
+			own, peer := networkRef(p.from.Tenant, x.Network), networkRef(p.to.Tenant, y.Network)
+			if (p.network == "" || p.network == x.Network || p.network == y.Network) && slices.Contains(p.peered[own], peer) {
+				p.from.on(x.Network)
+				p.to.on(y.Network)
+				p.across = true
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// joinedWith is the first network of a tenant that is joined with one of e's.
+func (p *path) joinedWith(e *end, tenant string) api.Ref {
+	if e.ep == nil {
+		return api.Ref{}
+	}
+	for _, i := range e.ep.Spec.Interfaces {
+		for _, at := range p.peered[networkRef(e.Tenant, i.Network)] {
+			if at.Tenant == tenant {
+				e.on(i.Network)
+				return at
+			}
+		}
+	}
+	return api.Ref{}
+}
+
+func networkRef(tenant, name string) api.Ref {
+	return api.Ref{Kind: api.KindNetwork, Tenant: tenant, Name: name}
+}
+
 // world is what is written about the traffic of tenants.
-func (a *Asker) world(ctx context.Context, tenants ...string) (*segment.World, error) {
+func (a *Asker) world(ctx context.Context, peered map[api.Ref][]api.Ref, tenants ...string) (*segment.World, error) {
 	w := &segment.World{Networks: map[segment.Net]*segment.Network{}, Groups: map[segment.GroupRef]*api.SecurityGroupSpec{}, Names: map[segment.Name]segment.Resolved{}}
 	for _, t := range tenants {
 		nets, _, err := store.List[*api.Network](ctx, a.Store, api.Selector{Kind: api.KindNetwork, Tenant: t})
@@ -129,7 +177,11 @@ func (a *Asker) world(ctx context.Context, tenants ...string) (*segment.World, e
 		}
 		for _, n := range nets {
 			ref := segment.Net{Tenant: n.Tenant, Name: n.Name}
-			w.Networks[ref] = &segment.Network{Net: ref, Prefixes: n.Spec.Prefixes(), Closed: n.Spec.Closed()}
+			s := &segment.Network{Net: ref, Prefixes: n.Spec.Prefixes(), Closed: n.Spec.Closed(), Direct: n.Spec.Egress == "direct"}
+			for _, x := range peered[api.RefOf(n)] {
+				s.Peers = append(s.Peers, segment.Net{Tenant: x.Tenant, Name: x.Name})
+			}
+			w.Networks[ref] = s
 		}
 		groups, _, err := store.List[*api.SecurityGroup](ctx, a.Store, api.Selector{Kind: api.KindSecurityGroup, Tenant: t})
 		if err != nil {
@@ -148,11 +200,14 @@ func (a *Asker) judge(ctx context.Context, p *path, six bool) error {
 	if !ok {
 		return errs.New(errs.Internal, "the ends have no addresses of one family")
 	}
-	tenant := p.from.Tenant
+	tenants := []string{p.from.Tenant}
 	if p.from.ep == nil {
-		tenant = p.to.Tenant
+		tenants[0] = p.to.Tenant
 	}
-	w, err := a.world(ctx, tenant)
+	if p.across && p.to.Tenant != p.from.Tenant {
+		tenants = append(tenants, p.to.Tenant)
+	}
+	w, err := a.world(ctx, p.peered, tenants...)
 	if err != nil {
 		return err
 	}
@@ -170,7 +225,8 @@ func (a *Asker) judge(ctx context.Context, p *path, six bool) error {
 	if p.to.ep != nil {
 		wg.Go(func() {
 			q := wallAsk(p.to, ta, fa, proto, port)
-			q.Ingress = true
+			n := w.Networks[segment.Net{Tenant: p.to.Tenant, Name: p.to.Network}]
+			q.Ingress, q.Unbidden = true, n != nil && n.Direct && p.from.ep == nil && p.from.Place == api.PlaceOutside
 			in = a.hop(ctx, p.to, q, said.Ingress)
 		})
 	}
@@ -179,8 +235,11 @@ func (a *Asker) judge(ctx context.Context, p *path, six bool) error {
 	if out != nil {
 		p.v.Hops = append(p.v.Hops, *out)
 	}
+	if out != nil && p.across {
+		p.v.Hops = append(p.v.Hops, api.NetHop{Node: out.Node, Known: true, Allowed: true, Text: fmt.Sprintf("peering %s/%s - %s/%s", p.from.Tenant, p.from.Network, p.to.Tenant, p.to.Network)})
+	}
 	if out != nil && in != nil && out.Node != in.Node && out.Node != "" && in.Node != "" {
-		p.v.Hops = append(p.v.Hops, api.NetHop{Node: out.Node, Known: true, Allowed: true, Text: fmt.Sprintf("vxlan %d -> %s", p.from.vni(), in.Node)})
+		p.v.Hops = append(p.v.Hops, api.NetHop{Node: out.Node, Known: true, Allowed: true, Text: fmt.Sprintf("vxlan %d -> %s", p.to.vni(), in.Node)})
 	}
 	if in != nil {
 		p.v.Hops = append(p.v.Hops, *in)

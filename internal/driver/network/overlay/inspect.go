@@ -87,7 +87,7 @@ func (d *Driver) Judge(q driver.Question) (driver.Verdict, error) {
 	if q.Ingress {
 		dir = bpf.Ingress
 	}
-	v, err := wall.Judge(bpf.Question{Ifindex: w.Port, Direction: dir, Remote: q.Remote, Proto: q.Proto, Port: q.Port})
+	v, err := wall.Judge(bpf.Question{Ifindex: w.Port, Direction: dir, Remote: q.Remote, Unbidden: q.Unbidden, Proto: q.Proto, Port: q.Port})
 	if err != nil {
 		return driver.Verdict{}, err
 	}
