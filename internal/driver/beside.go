@@ -15,6 +15,9 @@ import (
 // UplinkPrefix begins the IDs of tenants' networks on the host's own bridge: no instance has such a one.
 const UplinkPrefix = "net-"
 
+// WayPrefix begins the names of the host's ends of cables by which networks of tenants go out without the bridge.
+const WayPrefix = "atollw"
+
 // Beside makes the host's own bridge and the networks of tenants one Network: an instance is
 // on the one or on the others. The bridge is also how those reach what is outside.
 func Beside(bridge Network, fabric Fabric) Network {

@@ -33,13 +33,14 @@ func (t *Table) Docker() (bool, error) {
 	return slices.ContainsFunc(all, func(f foreign) bool { return f.chain.Name == dockerChain }), err
 }
 
-// AllowBeside lets what our own tables allow for the bridge also pass the forwarding rules of Docker and
-// ufw, whose policy is to drop: two accept rules for each family, marked as ours, at the head of DOCKER-USER, or, where only
-// ufw is, of FORWARD, in which ufw leaves rules of others alone. Where neither is, nothing is done. Safe to call again.
+// AllowBeside lets what our own tables allow for some interfaces also pass the forwarding rules of Docker and
+// ufw, whose policy is to drop: two accept rules for each and each family, marked as ours, at the head of DOCKER-USER, or, where only
+// ufw is, of FORWARD, in which ufw leaves rules of others alone. Where neither is, nothing is done. Safe to call again. A name that
+// ends in + stands for all that begin so.
 //
 // The rules are made of what iptables itself would write, because iptables (and with it
 // Docker and ufw) refuses to work with a table that holds anything it does not know.
-func (t *Table) AllowBeside(bridge string) error {
+func (t *Table) AllowBeside(interfaces ...string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.open(); err != nil {
@@ -49,7 +50,10 @@ func (t *Table) AllowBeside(bridge string) error {
 	if err != nil {
 		return err
 	}
-	want := [][]expr.Any{acceptBeside(expr.MetaKeyIIFNAME, bridge), acceptBeside(expr.MetaKeyOIFNAME, bridge)}
+	var want [][]expr.Any
+	for _, i := range interfaces {
+		want = append(want, acceptBeside(expr.MetaKeyIIFNAME, i), acceptBeside(expr.MetaKeyOIFNAME, i))
+	}
 	changed := false
 	for _, f := range all {
 		// Ours are the first, or they are not ours to rely on.
@@ -172,11 +176,15 @@ func (f *foreign) drops() bool {
 	})
 }
 
-// acceptBeside is "-i bridge -j ACCEPT" (or -o) as iptables-nft writes it.
-func acceptBeside(key expr.MetaKey, bridge string) []expr.Any {
+// acceptBeside is "-i NAME -j ACCEPT" (or -o) as iptables-nft writes it.
+func acceptBeside(key expr.MetaKey, name string) []expr.Any {
+	data, many := strings.CutSuffix(name, "+")
+	if !many {
+		data += "\x00"
+	}
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: unix.NFT_REG_1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: append([]byte(bridge), 0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte(data)},
 		&expr.Counter{},
 		&expr.Verdict{Kind: expr.VerdictAccept},
 	}

@@ -340,7 +340,7 @@ func (d *Driver) ensureBase(again bool) (base, error) {
 	if err := d.table.Ensure(d.rules(names)); err != nil {
 		return base{}, err
 	}
-	if err := d.table.AllowBeside(d.plan.bridge); err != nil {
+	if err := d.table.AllowBeside(d.plan.bridge, driver.WayPrefix+"+"); err != nil {
 		return base{}, err
 	}
 	index, err := h.EnsureBridge(d.bridge(mtu))

@@ -267,7 +267,7 @@ func TestBesideDocker(t *testing.T) {
 	}
 	works()
 	with := sh(t, "", "nft", "list", "chain", "ip", "filter", "DOCKER-USER")
-	if strings.Count(with, `comment "atoll"`) != 2 || !strings.Contains(with, "someone's own") {
+	if strings.Count(with, `comment "atoll"`) != 4 || !strings.Contains(with, "someone's own") {
 		t.Errorf("DOCKER-USER is not as it should be:\n%s", with)
 	}
 	// Docker restarts and empties its chain: dropped, until we look again.
@@ -276,7 +276,7 @@ func TestBesideDocker(t *testing.T) {
 	w.must(w.d.Reconcile(context.Background()))
 	works()
 	w.must(w.d.Reconcile(context.Background()))
-	if again := sh(t, "", "nft", "list", "chain", "ip", "filter", "DOCKER-USER"); strings.Count(again, `comment "atoll"`) != 2 {
+	if again := sh(t, "", "nft", "list", "chain", "ip", "filter", "DOCKER-USER"); strings.Count(again, `comment "atoll"`) != 4 {
 		t.Errorf("our rules pile up:\n%s", again)
 	}
 	sh(t, "add rule ip filter DOCKER-USER counter return comment \"someone's own\"\n", "nft", "-f", "-")

@@ -24,7 +24,7 @@ import (
 
 const (
 	wayName   = "way" // in the network's namespace
-	wayPrefix = "an"  // starts the name of the host's end of every way
+	wayPrefix = driver.WayPrefix
 )
 
 // inner is where the addresses of ways are from, one for each network: nobody else's (RFC 4193), and
