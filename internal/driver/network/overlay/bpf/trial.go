@@ -83,8 +83,9 @@ type Bare struct {
 	prog         *ebpf.Program
 }
 
-// NewBareLookup makes one that looks up, and hits, in a hash table of so many entries of 8 bytes each way.
-func NewBareLookup(entries int) (*Bare, error) {
+// NewBareLookup makes one that looks up, and hits, in a hash table of so many entries of 8 bytes each way: always the same
+// entry, or with scattered each time another one, that the processor does not have at hand.
+func NewBareLookup(entries int, scattered bool) (*Bare, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, unsupported(err)
 	}
@@ -101,8 +102,12 @@ func NewBareLookup(entries int) (*Bare, error) {
 		b.Close()
 		return nil, err
 	}
-	return b, b.load(asm.Instructions{
-		asm.Mov.Imm(asm.R1, int32(entries/2)),
+	key := asm.Instructions{asm.Mov.Imm(asm.R1, int32(entries/2))}
+	if scattered {
+		// By chance: an arithmetic sequence would be fetched ahead.
+		key = asm.Instructions{asm.FnGetPrandomU32.Call(), asm.Mov.Reg(asm.R1, asm.R0), asm.Mod.Imm(asm.R1, int32(entries))}
+	}
+	return b, b.load(append(key,
 		asm.StoreMem(asm.RFP, -8, asm.R1, asm.DWord),
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, -8),
@@ -113,7 +118,7 @@ func NewBareLookup(entries int) (*Bare, error) {
 		asm.Return(),
 		asm.Mov.Imm(asm.R0, 2).WithSymbol("missed"),
 		asm.Return(),
-	})
+	))
 }
 
 // NewBareInsert makes one that inserts a new entry each time, of the shape of IPv4's flows,
@@ -181,7 +186,9 @@ func (b *Bare) Forget() error { return forget[[24]byte](b.table) }
 
 // Close takes it away.
 func (b *Bare) Close() {
-	b.prog.Close()
+	if b.prog != nil {
+		b.prog.Close()
+	}
 	b.table.Close()
 	b.count.Close()
 }
