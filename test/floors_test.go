@@ -63,6 +63,7 @@ var floors = map[string]int{
 	"internal/ipam":                       20,
 	"internal/fabric":                     30,
 	"internal/resolve":                    30,
+	"internal/dhcp":                       30,
 	"internal/shaping":                    30,
 	"internal/droplist":                   30,
 	"internal/announce":                   30,
@@ -110,6 +111,7 @@ var floors = map[string]int{
 	"cmd/atolld/twin":    46, // atolld sim
 	"cmd/atolld/adopt":   46, // atolld join --adopt
 	"cmd/atolld/change":  46, // upgrades of one host
+	"cmd/atolld/reach":   46, // the way to the other hosts, for the doctor
 	"cmd/atolld/images":  46, // the image store, for the agent
 	"test/rig":           47, // pools for tests and benches
 	"test/lab":           48, // pools of several hosts
@@ -148,6 +150,7 @@ var doors = []struct {
 	{"github.com/hashicorp/yamux", []string{"internal/tunnel/wire"}, "who opens a stream need not know how it travels"},
 	{"github.com/bougou/go-ipmi", []string{"internal/fence/bmc"}, "power is switched in one place"},
 	{"github.com/stmcginnis/gofish", []string{"internal/fence/bmc"}, "power is switched in one place"},
+	{"github.com/insomniacslk/dhcp", []string{"internal/dhcp"}, "who somebody is, is told in one place"},
 	{"github.com/miekg/dns", []string{"internal/resolve"}, "names are answered in one place"},
 	{"github.com/osrg/gobgp", []string{"internal/driver/announce/gobgp"}, "routers are spoken with in one place"},
 	{"github.com/cedar-policy", []string{"internal/auth"}, "decisions are made in one place"},

@@ -5,10 +5,15 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
+	"time"
 
+	"atoll/api"
+	"atoll/cmd/atolld/reach"
 	"atoll/internal/errs"
 	"atoll/internal/join"
+	"atoll/internal/store"
 	"atoll/internal/sys/host"
 	"atoll/internal/sys/netlink"
 )
@@ -23,6 +28,9 @@ func runDoctor(ctx context.Context, args []string) error {
 	checks := host.Probe(ctx, host.Options{State: c.State})
 	checks = append(checks, wireguardCheck())
 	if k, ok := pooled(ctx, c); ok {
+		checks = append(checks, k)
+	}
+	if k, ok := tunnels(ctx, c); ok {
 		checks = append(checks, k)
 	}
 	failed := 0
@@ -68,4 +76,33 @@ func pooled(ctx context.Context, c config) (host.Check, bool) {
 		return host.Check{Name: "members", Severity: host.Warning, Detail: text, Fix: "atoll node token --role witness"}, true
 	}
 	return host.Check{Name: "members", OK: true, Detail: "in its pool as " + id.Node() + ", a " + string(id.Role())}, true
+}
+
+// tunnels tries whether what networks of tenants send to other hosts gets there, where the pool answers.
+func tunnels(ctx context.Context, c config) (host.Check, bool) {
+	id, err := join.Load(c.State, joinDeps())
+	if err != nil || id.Role() != api.RoleNode {
+		return host.Check{}, false
+	}
+	rs, err := remoteStore(id)
+	if err != nil {
+		return host.Check{}, false
+	}
+	defer rs.Close()
+	ask, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	nodes, _, err := store.List[*api.Node](ask, rs, api.Selector{Kind: api.KindNode})
+	if err != nil {
+		return host.Check{}, false // pooled has told what is to be told of it
+	}
+	link := func(a netip.Addr) (int, error) {
+		h, err := netlink.Open()
+		if err != nil {
+			return 0, err
+		}
+		defer h.Close()
+		l, err := h.LinkWith(a)
+		return l.MTU, err
+	}
+	return reach.Check(ctx, reach.Deps{Node: id.Node(), Nodes: nodes, Link: link, Probe: host.PathMTU})
 }

@@ -19,6 +19,7 @@ import (
 	"atoll/internal/agent"
 	"atoll/internal/announce"
 	"atoll/internal/clock"
+	"atoll/internal/dhcp"
 	"atoll/internal/droplist"
 	"atoll/internal/encrypt"
 	"atoll/internal/errs"
@@ -48,6 +49,7 @@ type node struct {
 	shaping *shaping.Shaping
 	drops   *droplist.List
 	names   *resolve.Resolver
+	dhcp    *dhcp.Server
 	bgp     *announce.Announcer
 	crypt   *encrypt.Actor
 	rec     *reconcile.Recorder
@@ -88,6 +90,7 @@ func newNode(d nodeDeps) (*node, error) {
 	n.shaping = shaping.New(shaping.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Network: dv.Network})
 	n.drops = droplist.New(droplist.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Barrier: dv.Barrier})
 	n.names = resolve.New(resolve.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Upstream: hostResolvers(d.c), Listen: resolve.On(dv.Fabric)})
+	n.dhcp = dhcp.New(dhcp.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Questions: dhcp.On(dv.Fabric)})
 	n.crypt = encrypt.New(encrypt.Deps{Node: d.c.Node, State: filepath.Join(d.c.State, encrypt.Verb), Store: n.st, Clock: d.clk, Log: d.log, Driver: dv.Fabric, Host: wireguardOf(d.c, d.clk), Random: rand.Reader,
 		Publish: func() { n.agent.Publish() }})
 	n.bgp = announce.New(announce.Deps{Node: d.c.Node, Store: n.st, Clock: d.clk, Log: d.log, Driver: dv.Routers, Held: n.holder.Held, Learn: n.fabric.Learn, Publish: func() { n.agent.Publish() }})
@@ -171,6 +174,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.crypt.Run(ctx) })
 	g.Go(func() error { return n.fabric.Run(ctx) })
 	g.Go(func() error { return n.names.Run(ctx) })
+	g.Go(func() error { return n.dhcp.Run(ctx) })
 	g.Go(func() error { return n.shaping.Run(ctx) })
 	g.Go(func() error { return n.drops.Run(ctx) })
 	g.Go(func() error { return n.bgp.Run(ctx) })

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/netip"
 
@@ -45,6 +46,21 @@ type Upstream interface{ Through(Network) }
 type Listener interface {
 	Listen(vni uint32, at netip.AddrPort) (net.Listener, error)
 	ListenPacket(vni uint32, at netip.AddrPort) (net.PacketConn, error)
+}
+
+// Asked is a Fabric that hears what instances ask to learn who they are: DHCP, DHCPv6 and router solicitations. They
+// come as whole frames past the wall, which has seen to it that their source hardware address is that
+// of the port, and that nobody but the host hears them. errs.Unavailable while the network is not on the host;
+// when it leaves, the sockets are closed as those of Listener are.
+type Asked interface {
+	Questions(vni uint32, six bool) (Questions, error)
+}
+
+// Questions is an open socket of one network and one address family. Read gives one frame, Write sends one from the gateway.
+type Questions interface {
+	io.ReadWriteCloser
+	MAC() [6]byte // of the gateway
+	MTU() int     // of the network as it is now
 }
 
 // Net is one tenant's network as a host makes it.

@@ -20,7 +20,7 @@ func TestTenantNetworks(t *testing.T) {
 	l := labOf(t, 3)
 	n := &networks{several: several{l}}
 	inTurn(t, []part{
-		{"Grow", n.grow}, {"SpanHosts", n.span}, {"TenantsDoNotMeet", n.apart}, {"NamesAreTheTenants", n.names}, {"GroupsDecide", n.groups}, {"SeveralInterfaces", n.two}, {"DaemonsAreKilled", n.killed},
+		{"Grow", n.grow}, {"SpanHosts", n.span}, {"TenantsDoNotMeet", n.apart}, {"NamesAreTheTenants", n.names}, {"GroupsDecide", n.groups}, {"SeveralInterfaces", n.two}, {"InstancesAskWhoTheyAre", n.dhcp}, {"DaemonsAreKilled", n.killed},
 		{"AddressMovesWithTheInstance", n.moves}, {"HostIsCutOff", n.cutOff}, {"NothingIsLeft", n.gone},
 	})
 }

@@ -6,12 +6,14 @@ import (
 	"net"
 	"net/netip"
 
+	"atoll/internal/driver"
 	"atoll/internal/errs"
+	"atoll/internal/sys/netlink"
 )
 
 // Listen opens a TCP socket at an address of a network's gateway.
 func (d *Driver) Listen(vni uint32, at netip.AddrPort) (net.Listener, error) {
-	return open(d, vni, at, func(n *network) (net.Listener, error) {
+	return open(d, vni, func(n *network) (net.Listener, error) {
 		l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", at.String())
 		if err != nil {
 			return nil, err
@@ -22,7 +24,7 @@ func (d *Driver) Listen(vni uint32, at netip.AddrPort) (net.Listener, error) {
 
 // ListenPacket opens a UDP socket at an address of a network's gateway.
 func (d *Driver) ListenPacket(vni uint32, at netip.AddrPort) (net.PacketConn, error) {
-	return open(d, vni, at, func(n *network) (net.PacketConn, error) {
+	return open(d, vni, func(n *network) (net.PacketConn, error) {
 		c, err := (&net.ListenConfig{}).ListenPacket(context.Background(), "udp", at.String())
 		if err != nil {
 			return nil, err
@@ -31,8 +33,23 @@ func (d *Driver) ListenPacket(vni uint32, at netip.AddrPort) (net.PacketConn, er
 	})
 }
 
+// Questions hears what a network's instances ask to learn who they are, as it comes up from the switch.
+func (d *Driver) Questions(vni uint32, six bool) (driver.Questions, error) {
+	filter := netlink.Questions4
+	if six {
+		filter = netlink.Questions6
+	}
+	return open(d, vni, func(n *network) (*questions, error) {
+		f, err := netlink.OpenFrames(n.record.Index, filter)
+		if err != nil {
+			return nil, err
+		}
+		return &questions{f, n}, nil
+	})
+}
+
 // open makes a socket in a network's namespace and notes it there.
-func open[T io.Closer](d *Driver, vni uint32, at netip.AddrPort, listen func(*network) (T, error)) (s T, err error) {
+func open[T io.Closer](d *Driver, vni uint32, listen func(*network) (T, error)) (s T, err error) {
 	n, err := d.network(vni)
 	if err != nil {
 		return s, err
@@ -64,6 +81,8 @@ func (n *network) hangUp() {
 			s.Listener.Close()
 		case *packets:
 			s.PacketConn.Close()
+		case *questions:
+			s.Frames.Close()
 		}
 	}
 	n.sockets = nil
@@ -96,5 +115,27 @@ type packets struct {
 func (p *packets) Close() error {
 	err := p.PacketConn.Close()
 	p.n.closed(p)
+	return err
+}
+
+type questions struct {
+	*netlink.Frames
+	n *network
+}
+
+// MAC is the gateway's.
+func (q *questions) MAC() [6]byte { return [6]byte(gatewayMAC) }
+
+// MTU is the network's.
+func (q *questions) MTU() int {
+	q.n.mu.Lock()
+	defer q.n.mu.Unlock()
+	return q.n.mtu
+}
+
+// Close closes the socket and forgets it.
+func (q *questions) Close() error {
+	err := q.Frames.Close()
+	q.n.closed(q)
 	return err
 }

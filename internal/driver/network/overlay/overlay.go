@@ -68,6 +68,7 @@ var (
 	_ driver.Fabric   = (*Driver)(nil)
 	_ driver.Upstream = (*Driver)(nil)
 	_ driver.Listener = (*Driver)(nil)
+	_ driver.Asked    = (*Driver)(nil)
 	_ driver.Shaper   = (*Driver)(nil)
 	_ driver.Carried  = (*Driver)(nil)
 	_ driver.Arrivals = (*Driver)(nil)
@@ -91,8 +92,12 @@ func (d *Driver) Through(out driver.Network) {
 
 // capability is what a host offers where everything works.
 func (d *Driver) capability() api.Capability {
-	return api.Capability{Type: "network", Name: api.DriverOverlay, Version: "vxlan, ebpf",
+	c := api.Capability{Type: "network", Name: api.DriverOverlay, Version: "vxlan, ebpf",
 		Features: map[string]string{"tunnel": d.local().String(), "tunnelPort": fmt.Sprint(d.plan.port), "isolation": "tenant"}}
+	if d.plan.mtu != 0 {
+		c.Features["mtu"] = fmt.Sprint(d.plan.mtu) // for who checks whether it fits the way to the others
+	}
+	return c
 }
 
 // probed is the file, gone at boot, that says by which programs everything worked.

@@ -101,6 +101,12 @@ func TestFrom(t *testing.T) {
 
 		{"dhcp discover", frame(broadcast, myMAC, dhcp("0.0.0.0", "255.255.255.255", 68, 67)), Allowed},
 		{"dhcp discover from another port", frame(broadcast, myMAC, dhcp("0.0.0.0", "255.255.255.255", 69, 67)), Source},
+		{"dhcp discover to a neighbour's mac", frame(nbMAC, myMAC, dhcp("0.0.0.0", "255.255.255.255", 68, 67)), Source},
+		{"dhcp discover of a neighbour", frame(broadcast, myMAC, dhcp("10.1.0.6", "255.255.255.255", 68, 67)), Source},
+		{"dhcp rebinding", frame(broadcast, myMAC, dhcp("10.1.0.5", "255.255.255.255", 68, 67)), Allowed},
+		{"dhcp answer from another port", mine(dhcp("10.1.0.5", "10.1.0.6", 6767, 68)), DHCP},
+		{"dhcp6 solicit to a neighbour's mac", frame(nbMAC, myMAC, ip(myLL, addr("ff02::1:2"), 17, udp(546, 547))), Source},
+		{"dhcp6 answer from another port", mine(ip(my6, nb6, 17, udp(1547, 546))), DHCP},
 		{"dhcp answer", mine(dhcp("10.1.0.5", "10.1.0.6", 67, 68)), DHCP},
 		{"dhcp6 solicit", frame([6]byte{0x33, 0x33, 0, 1, 0, 2}, myMAC, ip(myLL, addr("ff02::1:2"), 17, udp(546, 547))), Allowed},
 		{"dhcp6 solicit to another group", frame([6]byte{0x33, 0x33, 0, 1, 0, 2}, myMAC, ip(myLL, addr("ff02::1:3"), 17, udp(546, 547))), Source},

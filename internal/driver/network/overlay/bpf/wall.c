@@ -266,13 +266,14 @@ static __always_inline int wall4(struct __sk_buff *skb, struct port *pt, struct 
 	if (len < 20 + (off & 0x1fff ? 0 : l4_size(p->proto)) && skb->len <= 0xffff)
 		return SHORT;
 	if (dir == FROM) {
-		if ((k.local != pt->addr4 || !k.local) && behind4(pt, p->ifindex, k.local)) {
-			skb->cb[0] = 1; /* it speaks for somebody beyond */
-		} else if (k.local != pt->addr4 || !k.local) {
-			if (k.local || k.remote != 0xffffffff || off || p->proto != UDP || far(skb, p) || p->lport != 68 || p->rport != 67)
-				return SOURCE;
+		/* Who it is, or whether it still is: to everybody, and so, as nothing is flooded, to the host alone. */
+		if (k.remote == 0xffffffff && (!k.local || k.local == pt->addr4) && !one && !off && p->proto == UDP && !far(skb, p) &&
+		    p->lport == 68 && p->rport == 67)
 			return ALLOWED;
-		}
+		if ((k.local != pt->addr4 || !k.local) && behind4(pt, p->ifindex, k.local))
+			skb->cb[0] = 1; /* it speaks for somebody beyond */
+		else if (k.local != pt->addr4 || !k.local)
+			return SOURCE;
 		if (!one || (k.remote & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000))
 			return DESTINATION;
 	} else {
@@ -295,7 +296,7 @@ static __always_inline int wall4(struct __sk_buff *skb, struct port *pt, struct 
 		r = near(skb, p, data + L3 + 20);
 		if (r)
 			return r;
-		if (dir == FROM && p->proto == UDP && p->lport == 67)
+		if (dir == FROM && p->proto == UDP && (p->lport == 67 || p->rport == 68)) /* clients look at their own port only */
 			return DHCP;
 		if (p->icmp_error)
 			return inner4(skb, pt, p);
@@ -354,7 +355,7 @@ static __always_inline int wall6(struct __sk_buff *skb, struct port *pt, struct 
 			skb->cb[0] = 1;
 		} else if (!own6(pt, &k.local)) {
 			if (!link_local(&k.local) || k.remote.w[0] != bpf_htonl(0xff020000) || k.remote.w[1] || k.remote.w[2] != 0 ||
-			    k.remote.w[3] != bpf_htonl(0x00010002) || p->proto != UDP || far(skb, p) || p->lport != 546 || p->rport != 547)
+			    k.remote.w[3] != bpf_htonl(0x00010002) || one || p->proto != UDP || far(skb, p) || p->lport != 546 || p->rport != 547)
 				return SOURCE;
 			return ALLOWED;
 		}
@@ -387,7 +388,7 @@ static __always_inline int wall6(struct __sk_buff *skb, struct port *pt, struct 
 			return r;
 	}
 	if (p->fragmented != LATER) {
-		if (dir == FROM && p->proto == UDP && p->lport == 547)
+		if (dir == FROM && p->proto == UDP && (p->lport == 547 || p->rport == 546))
 			return DHCP;
 		if (p->icmp_error)
 			return inner6(skb, pt, p);
