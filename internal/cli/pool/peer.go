@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"slices"
 	"strings"
 
 	"atoll/api"
@@ -54,10 +56,29 @@ func peer(ctx context.Context, c *verb.Call) error {
 	if err := createAndSay(ctx, c, p); err != nil {
 		return err
 	}
-	if _, other := p.Ends(); other.Tenant != p.Tenant {
-		c.Say("it is in force when tenant %s says so, too: atoll network peer %s %s/%s --tenant %s", other.Tenant, other.Name, p.Tenant, p.Spec.Network, other.Tenant)
+	// What becomes of it is the pool's to say, and for two tenants depends on what the other one has said.
+	err = c.Within(ctx, settled, "the pool to look at it", func(ctx context.Context) error {
+		return c.WaitFor(ctx, api.RefOf(p), func(o api.Object, gone bool) (bool, error) {
+			if gone {
+				return true, nil
+			}
+			now := o.(*api.Peering)
+			if now.Ready() {
+				c.Say("the two networks are joined")
+				return true, nil
+			}
+			i := slices.IndexFunc(now.Status.Conditions, func(x api.Condition) bool { return x.Type == api.ConditionReady && x.Message != "" })
+			if i >= 0 {
+				c.Say("%s", now.Status.Conditions[i].Message)
+			}
+			return i >= 0, nil
+		})
+	})
+	if errors.Is(err, errs.Timeout) {
+		c.Note("the pool has not looked at it yet; see: atoll get peerings")
+		return nil
 	}
-	return nil
+	return err
 }
 
 func unpeer(ctx context.Context, c *verb.Call) error {

@@ -2,12 +2,14 @@ package insight
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
 
 	"atoll/api"
 	"atoll/internal/errs"
+	"atoll/internal/store"
 )
 
 // Check tries the path from inside the instance at which it begins.
@@ -33,6 +35,14 @@ func (a *Asker) Check(ctx context.Context, q url.Values) (api.NetCheck, error) {
 	if p.to.Place == api.PlaceOutside && p.to.Address == "" {
 		return out, errs.InvalidFields("check", []errs.Field{{Field: "to", Value: clip(p.query.to), Rule: "must be an instance, an address or a name: a packet needs one to go to", Example: "203.0.113.9"}})
 	}
+	for _, e := range []*end{p.from, p.to} {
+		if why, err := a.asleep(ctx, e); err != nil {
+			return out, err
+		} else if why != "" {
+			out.Fault, out.Hint = why, fmt.Sprintf("atoll describe instance/%[1]s --tenant %[2]s; atoll logs %[1]s --tenant %[2]s", e.Instance, e.Tenant)
+			return out, nil
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
 	for _, six := range []bool{false, true} {
@@ -42,6 +52,25 @@ func (a *Asker) Check(ctx context.Context, q url.Values) (api.NetCheck, error) {
 	}
 	out.OK = out.Fault == ""
 	return out, nil
+}
+
+// asleep says that an instance does not run, which no packet needs to find out.
+func (a *Asker) asleep(ctx context.Context, e *end) (string, error) {
+	if e.ep == nil {
+		return "", nil
+	}
+	in, err := store.Get[*api.Instance](ctx, a.Store, api.Ref{Kind: api.KindInstance, Tenant: e.Tenant, Name: e.Instance})
+	if errors.Is(err, errs.NotFound) {
+		return "", nil // being removed: whoever is asked next says so
+	}
+	if err != nil || in.Status.State == api.StateRunning {
+		return "", err
+	}
+	why := ""
+	if in.Status.Message != "" {
+		why = ": " + in.Status.Message
+	}
+	return fmt.Sprintf("%s is not running (%s)%s", e.NetEnd, in.Status.State, why), nil
 }
 
 // try tries one address family, if both ends have it.

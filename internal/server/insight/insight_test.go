@@ -257,6 +257,19 @@ func TestHitsAddUp(t *testing.T) {
 	}
 }
 
+func TestCheckSaysThatNobodyRuns(t *testing.T) {
+	p := newPool(t)
+	in := &api.Instance{Head: api.Head{K: api.KindInstance, Meta: api.Meta{Name: "db", Tenant: "acme"}}}
+	in.Status.State, in.Status.Message = api.StateBackoff, "it ended with exit code 1"
+	if _, err := p.mem.Commit(t.Context(), store.Set(in)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := p.asker("acme").Check(t.Context(), params("from=web&to=db"))
+	if err != nil || out.OK || out.Fault != "acme/db is not running (backoff): it ended with exit code 1" {
+		t.Errorf("%+v %v", out, err)
+	}
+}
+
 func TestCheckNamesWhoIsAtFault(t *testing.T) {
 	for name, c := range map[string]struct {
 		q     string
