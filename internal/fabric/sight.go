@@ -144,11 +144,23 @@ func (f *Fabric) end(vni uint32, a netip.Addr) api.NetEnd {
 		s.mu.Unlock()
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if e, ok := s.names[place{vni, a}]; ok {
+	e, ok := s.names[place{vni, a}]
+	s.mu.Unlock()
+	switch {
+	case ok:
 		return e
+	case f.inside(vni, a):
+		return api.NetEnd{Address: a.String()} // whoever had it is gone
 	}
 	return api.NetEnd{Address: a.String(), Place: api.PlaceOutside}
+}
+
+// inside reports whether an address is one of the network's own.
+func (f *Fabric) inside(vni uint32, a netip.Addr) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.on(vni)
+	return n != nil && slices.ContainsFunc(n.net.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // gather lists who has which address.
