@@ -472,3 +472,14 @@ func BenchmarkDecision(b *testing.B) {
 		}
 	})
 }
+
+// Whatever a tenant can have, its developers can make, and of the pool's own nothing.
+func TestDevelopersMakeWhatTenantsHave(t *testing.T) {
+	a, _ := newPool(t)
+	for _, d := range api.Definitions() {
+		want := d.Tenanted && !d.ReadOnly
+		if got := a.Allowed(Identity{User: "ann"}, api.VerbCreate, d.Kind, "acme"); !d.ReadOnly && got != want {
+			t.Errorf("%s: a developer may create it: %v", d.Kind, got)
+		}
+	}
+}

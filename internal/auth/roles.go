@@ -29,7 +29,7 @@ func BuiltinRoles() []*api.Role {
 			Verbs: append(read[:3:3], api.VerbCreate, api.VerbUpdate, api.VerbDelete, api.VerbExec, api.VerbLogs, api.VerbCapture), Kinds: operated, Grants: []string{api.GrantBGP, "priority:*"}},
 			api.RoleRule{Verbs: read, Kinds: []string{"nodeidentity"}}),
 		role("developer", "runs instances in a tenant",
-			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "deployment", "job", "cronjob", "image", "event", "disruptionbudget", "network", "securitygroup", "address"}},
+			api.RoleRule{Verbs: []api.Verb{api.VerbAny}, Kinds: []string{"instance", "deployment", "job", "cronjob", "image", "event", "disruptionbudget", "network", "securitygroup", "peering", "route", "address"}},
 			api.RoleRule{Verbs: read, Kinds: []string{"assignment", "endpoint", "addresspool", "ledger", "tenant", "move", "revision"}}),
 		role("viewer", "reads, also logs",
 			api.RoleRule{Verbs: append(read[:3:3], api.VerbLogs), Kinds: operated},

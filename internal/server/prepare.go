@@ -73,7 +73,7 @@ func (c *call) grantCreate(o api.Object) error {
 			return err
 		}
 		return c.Auth.Grants(c.id, o.Tenant, o.Spec.Grants())
-	case *api.SecurityGroup, *api.Address:
+	case *api.SecurityGroup, *api.Address, *api.Peering, *api.Route:
 		return c.tenantIsThere(o.Metadata().Tenant)
 	case *api.Network:
 		if err := c.tenantIsThere(o.Tenant); err != nil {
