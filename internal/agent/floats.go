@@ -21,6 +21,7 @@ import (
 type floats struct {
 	*Agent
 	guarded map[netip.Addr]bool
+	term    int64 // the lease under which they are
 }
 
 // lateFloat is how soon an address is tried again whose network is not on the host yet.
@@ -97,8 +98,9 @@ func (c *floats) guardFloats(ctx context.Context, want []driver.Floating) ([]dri
 	if c.Guard == nil {
 		return want, nil
 	}
-	if c.guarded == nil {
-		c.guarded = map[netip.Addr]bool{}
+	// With the lease that ended, the watchdog has let go of everything it guarded.
+	if term := c.Seen(); c.guarded == nil || c.term != term {
+		c.guarded, c.term = map[netip.Addr]bool{}, term
 	}
 	for _, f := range want {
 		if c.guarded[f.Addr] {
